@@ -14,13 +14,13 @@ def pack(dense: torch.Tensor) -> torch.Tensor:
     padded = torch.zeros((m, row_bytes(n) * 8), dtype=torch.uint8, device=dense.device)
     padded[:, :n] = dense
     weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.int32, device=dense.device)
-    return (padded.view(m, -1, 8) * weights).sum(-1).to(torch.uint8)
+    return (padded.view(m, row_bytes(n), 8) * weights).sum(-1).to(torch.uint8)
 
 
 def unpack(words: torch.Tensor, columns: int) -> torch.Tensor:
     shifts = torch.arange(8, dtype=torch.uint8, device=words.device)
     bits = (words.unsqueeze(-1) >> shifts) & 1
-    return bits.reshape(words.shape[0], -1)[:, :columns].to(torch.bool)
+    return bits.flatten(1)[:, :columns].to(torch.bool)
 
 
 def pair_counts(masks: Sequence[torch.Tensor]) -> torch.Tensor:

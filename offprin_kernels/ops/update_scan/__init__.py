@@ -44,7 +44,7 @@ def scan(
 
     Raises:
         TypeError: a dtype that is not bf16, fp16 or fp32.
-        ValueError: unequal shapes, no rule.
+        ValueError: unequal shapes, no rule, or the rule ``storage`` together with ``additive``.
         BackendUnavailable: a forced backend that cannot run here.
 
     Source: arXiv 2511.08567, sections 2.1 and 3.6, appendix E.
@@ -58,10 +58,12 @@ def scan(
         raise ValueError(f"base has shape {tuple(base.shape)} and tuned {tuple(tuned.shape)}; they must be equal")
     if not rules:
         raise ValueError("at least one rule is needed")
+    if additive and any(rule.code is RuleCode.STORAGE for rule in rules):
+        raise ValueError("rule 'storage' compares stored bits, and a sum has none yet; use 'bitwise' with additive")
     chosen = choose(base.device, BACKENDS, backend)
-    flat = [value for rule in rules for value in (float(rule.code), rule.threshold)]
+    flat = [value for rule in rules for value in (float(rule.code.value), rule.threshold)]
     tuned = tuned.to(base.device)
-    out = _scan(base.detach().contiguous(), tuned.detach().contiguous(), flat, int(outputs), additive, chosen)
+    out = _scan(base.detach().contiguous(), tuned.detach().contiguous(), flat, outputs.value, additive, chosen)
     return ScanTensors(*out)
 
 

@@ -1,0 +1,44 @@
+# make demo   the main job on models made on the spot; says where the results lie
+# make test   style, types, every op on every backend that runs here
+# make bench  CPU benchmarks, as shares of ceilings measured in the same run
+# make gpu    on a CUDA machine, in the Python that has torch: GPU tests, then GPU benchmarks into benchmarks/results/
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.h csrc/*.cpp csrc/*/*)
+
+.PHONY: demo test bench gpu clean
+
+# PyTorch first and pinned, so that nothing later replaces the build that is installed.
+$(VENV)/installed: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/installed
+	rm -rf demo-out
+	$(BIN)/python examples/demo_checkpoints.py demo-out/models
+	$(BIN)/offprin analyze demo-out/models/base demo-out/models/cautious-1 demo-out/models/cautious-2 \
+	    demo-out/models/bold --out demo-out/analysis --save-masks
+
+test: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/ops tests/properties
+
+bench: $(VENV)/installed
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-disable-gc --benchmark-warmup=on
+
+gpu:
+	OFFPRIN_CUDA=1 $(PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
+	$(PYTHON) -m pytest tests
+	$(PYTHON) -m benchmarks.gpu
+
+clean:
+	rm -rf $(VENV) build demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find offprin_kernels -name '*.so' -delete

@@ -1,0 +1,45 @@
+// The stages that the AVX variants do with byte shuffles and fused arithmetic (scan_bytes.inl), in plain loops.
+
+// Histograms of the base's exponents, of all and of changed elements.
+struct Exponents {
+  void begin() {}
+  void finish(Tally&) {}
+
+  void add_block(const uint8_t* a, const uint64_t* words, int64_t n, unsigned, Tally& tally) {
+    // Four tables, so that equal neighbours do not wait for each other's increment.
+    uint16_t table[4][2 * EXPONENT_BINS];
+    __builtin_memset(table, 0, sizeof table);
+    for (int64_t i = 0; i < n; ++i) {
+      const uint64_t changed = words[i / 64] >> (i % 64) & 1;
+      uint16_t code;
+      memcpy(&code, a + 2 * i, sizeof code);
+      ++table[i % 4][changed << 8 | (code & MAGNITUDE) >> MANTISSA_BITS];
+    }
+    for (int64_t e = 0; e < EXPONENT_BINS; ++e) {
+      int64_t same = 0, changed = 0;
+      for (int t = 0; t < 4; ++t) {
+        same += table[t][e];
+        changed += table[t][EXPONENT_BINS + e];
+      }
+      tally.exponents[0][e] += same + changed;
+      tally.exponents[1][e] += changed;
+    }
+  }
+};
+
+static void count_distances(const uint16_t* distances, int64_t n, unsigned most, int64_t* at_least_counts) {
+  count_wide_distances(distances, n, most, at_least_counts);
+}
+
+// Sums of bf16 codes: even elements of each sixteen in the first eight lanes, odd ones in the others.
+static void add_code_norms(const uint8_t* a, const uint8_t* b, int64_t n, bool, NormSums& sums) {
+  for (int64_t i = 0; i < n; i += NORM_LANES) {
+    uint16_t x_codes[NORM_LANES], y_codes[NORM_LANES];
+    memcpy(x_codes, a + 2 * i, sizeof x_codes);
+    memcpy(y_codes, b + 2 * i, sizeof y_codes);
+    for (int l = 0; l < NORM_LANES; ++l) {
+      const int element = l % 8 * 2 + l / 8;
+      sums.add(l, bf16_to_fp32(x_codes[element]), bf16_to_fp32(y_codes[element]));
+    }
+  }
+}

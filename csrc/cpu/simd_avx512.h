@@ -1,0 +1,132 @@
+// The vector layer for AVX-512 (F, BW, VL, DQ, VBMI, VPOPCNTDQ, BITALG). Twins: simd_avx2.h, simd_generic.h.
+//
+// Codes: 16-bit lanes. Flags: one truth value per lane of Codes. Bytes: the same register seen as bytes.
+// Words: 64-bit lanes. Counters: 64 byte counters, one for each bit of a word.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+#define OFFPRIN_INLINE static inline __attribute__((always_inline, unused))
+
+namespace offprin::cpu::avx512 {
+
+using Codes = __m512i;
+using Flags = __mmask32;
+using Bytes = __m512i;
+using Words = __m512i;
+constexpr int LANES = 32;  // codes in a vector
+constexpr int WIDTH = 64;  // bytes in a vector
+
+OFFPRIN_INLINE Codes load(const void* p) { return _mm512_loadu_si512(p); }
+OFFPRIN_INLINE void store(void* p, Codes x) { _mm512_storeu_si512(p, x); }
+OFFPRIN_INLINE Codes zero() { return _mm512_setzero_si512(); }
+OFFPRIN_INLINE Codes splat(int code) { return _mm512_set1_epi16(static_cast<short>(code)); }
+OFFPRIN_INLINE Codes add(Codes a, Codes b) { return _mm512_add_epi16(a, b); }
+OFFPRIN_INLINE Codes subtract(Codes a, Codes b) { return _mm512_sub_epi16(a, b); }
+OFFPRIN_INLINE Codes larger(Codes a, Codes b) { return _mm512_max_epu16(a, b); }
+OFFPRIN_INLINE Codes smaller(Codes a, Codes b) { return _mm512_min_epu16(a, b); }
+template <int N>
+OFFPRIN_INLINE Codes shift_right(Codes a) { return _mm512_srli_epi16(a, N); }
+OFFPRIN_INLINE Codes doubled(Codes a) { return _mm512_slli_epi16(a, 1); }
+// magnitude where the code is not negative, else minus magnitude
+OFFPRIN_INLINE Codes with_sign(Codes magnitude, Codes code) {
+  return _mm512_mask_sub_epi16(magnitude, _mm512_movepi16_mask(code), zero(), magnitude);
+}
+OFFPRIN_INLINE Codes distance_signed(Codes a, Codes b) {
+  return _mm512_sub_epi16(_mm512_max_epi16(a, b), _mm512_min_epi16(a, b));
+}
+
+OFFPRIN_INLINE Flags equal(Codes a, Codes b) { return _mm512_cmpeq_epi16_mask(a, b); }
+OFFPRIN_INLINE Flags differ(Codes a, Codes b) { return _mm512_cmpneq_epi16_mask(a, b); }
+OFFPRIN_INLINE Flags at_least(Codes a, Codes b) { return _mm512_cmpge_epu16_mask(a, b); }
+OFFPRIN_INLINE Codes only(Flags keep, Codes a) { return _mm512_maskz_mov_epi16(keep, a); }
+OFFPRIN_INLINE Codes count_up(Codes counts, Flags where) { return _mm512_mask_add_epi16(counts, where, counts, splat(1)); }
+OFFPRIN_INLINE uint64_t word(const Flags* f) { return f[0] | static_cast<uint64_t>(f[1]) << 32; }
+
+OFFPRIN_INLINE unsigned smallest(Codes a) {
+  const __m256i half = _mm256_min_epu16(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64(a, 1));
+  const __m128i quarter = _mm_min_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  return _mm_extract_epi16(_mm_minpos_epu16(quarter), 0);
+}
+OFFPRIN_INLINE unsigned largest(Codes a) { return 0xFFFF ^ smallest(a ^ splat(0xFFFF)); }
+OFFPRIN_INLINE int64_t word_total(Words a) { return _mm512_reduce_add_epi64(a); }
+OFFPRIN_INLINE int64_t code_total(Codes a) {
+  const Codes low = _mm512_and_si512(a, _mm512_set1_epi32(0xFFFF));
+  return _mm512_reduce_add_epi32(_mm512_add_epi32(low, _mm512_srli_epi32(a, 16)));
+}
+OFFPRIN_INLINE int64_t byte_total(Bytes a) { return word_total(_mm512_sad_epu8(a, zero())); }
+
+// Bytes of the 16-bit lanes, saturated at 255: in order, or in whatever order is quickest.
+OFFPRIN_INLINE Bytes pack_ordered(Codes low, Codes high) {
+  return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), _mm512_packus_epi16(low, high));
+}
+OFFPRIN_INLINE Bytes pack(Codes low, Codes high) { return _mm512_packus_epi16(low, high); }
+OFFPRIN_INLINE Bytes splat_byte(int byte) { return _mm512_set1_epi8(static_cast<char>(byte)); }
+OFFPRIN_INLINE Bytes subtract_bytes(Bytes a, Bytes b) { return _mm512_sub_epi8(a, b); }
+OFFPRIN_INLINE Bytes add_saturated(Bytes a, Bytes b) { return _mm512_adds_epu8(a, b); }
+OFFPRIN_INLINE Bytes count_up_at_least(Bytes counts, Bytes a, Bytes bound) {
+  return _mm512_mask_add_epi8(counts, _mm512_cmpge_epu8_mask(a, bound), counts, splat_byte(1));
+}
+// table[low 4 bits], or 0 where the top bit is set
+OFFPRIN_INLINE Bytes lookup(const uint8_t* table, Bytes index) {
+  const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(entries), index);
+}
+OFFPRIN_INLINE Bytes keep_bytes(Bytes a, uint64_t which) { return _mm512_maskz_mov_epi8(which, a); }
+OFFPRIN_INLINE uint64_t top_bits(Bytes a) { return _mm512_movepi8_mask(a); }
+template <int BIT>
+OFFPRIN_INLINE int64_t count_bit(Bytes a) {
+  return __builtin_popcountll(_mm512_test_epi8_mask(a, splat_byte(1 << BIT)));
+}
+
+// Full adder on bits: sum is a ^ b ^ c, carry the majority.
+OFFPRIN_INLINE void full_add(Words& carry, Words& sum, Words a, Words b, Words c) {
+  carry = _mm512_ternarylogic_epi64(a, b, c, 0xE8);
+  sum = _mm512_ternarylogic_epi64(a, b, c, 0x96);
+}
+OFFPRIN_INLINE Words bit_counts(Words a) { return _mm512_popcnt_epi64(a); }
+OFFPRIN_INLINE Words load_words(const void* p) { return load(p); }
+OFFPRIN_INLINE void store_words(void* p, Words x) { store(p, x); }
+OFFPRIN_INLINE Words zero_words() { return zero(); }
+OFFPRIN_INLINE Words add_words(Words a, Words b) { return _mm512_add_epi64(a, b); }
+
+struct Counters {
+  __m512i v;
+};
+OFFPRIN_INLINE Counters load_counters(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+OFFPRIN_INLINE void store_counters(uint8_t* p, Counters c) { _mm512_storeu_si512(p, c.v); }
+OFFPRIN_INLINE Counters zero_counters() { return {_mm512_setzero_si512()}; }
+OFFPRIN_INLINE Counters add_bits(Counters c, uint64_t bits, int weight) {
+  return {_mm512_mask_add_epi8(c.v, bits, c.v, splat_byte(weight))};
+}
+OFFPRIN_INLINE uint64_t nonzero_bytes(const void* p) {
+  const __m512i bytes = _mm512_loadu_si512(p);
+  return _mm512_test_epi8_mask(bytes, bytes);
+}
+
+// ---- floating point -------------------------------------------------------------------------------------------------
+
+using Floats = __m512;
+using Doubles = __m512d;
+constexpr int DOUBLES = 8;
+
+OFFPRIN_INLINE Floats even_values(Codes a) { return _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)); }
+OFFPRIN_INLINE Floats odd_values(Codes a) {
+  return _mm512_castsi512_ps(_mm512_and_si512(a, _mm512_set1_epi32(static_cast<int>(0xFFFF0000))));
+}
+OFFPRIN_INLINE void store_floats(float* p, Floats a) { _mm512_storeu_ps(p, a); }
+OFFPRIN_INLINE Floats subtract_floats(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+// Larger of the magnitudes as integers: NaN outranks Inf and so survives.
+OFFPRIN_INLINE Words larger_size(Words largest, Floats a) {
+  return _mm512_max_epu32(largest, _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7FFFFFFF)));
+}
+OFFPRIN_INLINE unsigned largest_size(Words a) { return _mm512_reduce_max_epu32(a); }
+OFFPRIN_INLINE Doubles load_doubles(const double* p) { return _mm512_loadu_pd(p); }
+OFFPRIN_INLINE void store_doubles(double* p, Doubles a) { _mm512_storeu_pd(p, a); }
+OFFPRIN_INLINE Doubles widen(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+OFFPRIN_INLINE Doubles subtract_doubles(Doubles a, Doubles b) { return _mm512_sub_pd(a, b); }
+OFFPRIN_INLINE Doubles fused(Doubles a, Doubles b, Doubles sum) { return _mm512_fmadd_pd(a, b, sum); }
+OFFPRIN_INLINE Doubles unfused(Doubles a, Doubles b, Doubles sum) { return _mm512_add_pd(_mm512_mul_pd(a, b), sum); }
+
+}  // namespace offprin::cpu::avx512

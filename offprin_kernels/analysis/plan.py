@@ -1,0 +1,200 @@
+"""What will be compared with what: one unit per base tensor, with every tuned run that has a partner for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .. import packing
+from .._version import __version__
+from ..checkpoint import Checkpoint, Pairing, TensorPair, TensorRef, describe, is_linear, pair
+from ..ops.update_scan import Rule
+
+# Elements of one slab: large enough that a scan runs at memory speed, small enough that three of them stay under 128 MiB.
+# Part of the result's definition, because float sums are added slab by slab.
+SLAB_ELEMENTS = 1 << 23
+
+# Bytes read between two checkpoints of the analysis itself: what an interruption can lose.
+PART_BYTES = 1 << 29
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure. ``rules[0]`` decides masks and everything derived from them."""
+
+    rules: tuple[Rule, ...]
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    save_masks: bool = False
+
+    def describe(self) -> dict:
+        return {
+            "rules": [str(rule) for rule in self.rules],
+            "include": list(self.include),
+            "exclude": list(self.exclude),
+            "save_masks": self.save_masks,
+        }
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One base tensor (or row range of a fused one) and its partners: read the base once, scan every run against it."""
+
+    name: str
+    base: TensorRef
+    rows: int
+    columns: int
+    partners: tuple[tuple[int, TensorPair], ...]  # (run, pair)
+    layer: int | None
+    kind: str
+    linear: bool
+
+    @property
+    def total(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes read from all files."""
+        return self.rows * sum(ref.stored_row_bytes for ref in (self.base, *(p.tuned for _, p in self.partners)))
+
+    @property
+    def slab_rows(self) -> int:
+        return max(1, min(self.rows, SLAB_ELEMENTS // max(1, self.columns)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything an analysis will do, known before the first weight is read."""
+
+    base: Checkpoint
+    tuned: tuple[Checkpoint, ...]
+    names: tuple[str, ...]
+    options: Options
+    pairings: tuple[Pairing, ...]
+    units: tuple[Unit, ...]
+    parts: tuple[tuple[int, ...], ...] = field(default=())
+
+    @property
+    def nbytes(self) -> int:
+        return sum(unit.nbytes for unit in self.units)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tensor of every side could be compared or is accounted for."""
+        return all(pairing.complete for pairing in self.pairings)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Estimated memory for weights and their results at any moment."""
+        peak = 0
+        for unit in self.units:
+            refs = (unit.base, *(partner.tuned for _, partner in unit.partners))
+            masks = len(unit.partners) * unit.slab_rows * packing.row_bytes(unit.columns)
+            counts = len(unit.partners) * 8 * (unit.rows + unit.columns)
+            # the base's slab and one run's are scanned while the next two are fetched
+            slabs = unit.slab_rows * 4 * max(ref.row_bytes for ref in refs)
+            peak = max(peak, slabs + masks + counts)
+        return peak
+
+    def identity(self) -> dict:
+        """What must be equal for stored results to belong to this plan."""
+        return {
+            "version": __version__,
+            "slab_elements": SLAB_ELEMENTS,
+            "part_bytes": PART_BYTES,
+            "options": self.options.describe(),
+            "names": list(self.names),
+            "base": fingerprint(self.base),
+            "tuned": [fingerprint(checkpoint) for checkpoint in self.tuned],
+        }
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+
+def fingerprint(checkpoint: Checkpoint) -> dict:
+    """Which files a checkpoint is made of: names, sizes and modification times."""
+    return {
+        "root": str(checkpoint.root),
+        "files": [[file.path.name, file.size, file.mtime_ns] for file in checkpoint.files],
+    }
+
+
+def make_plan(
+    base: Checkpoint, tuned: Sequence[Checkpoint], options: Options, names: Sequence[str] | None = None
+) -> Plan:
+    """Pair every tuned checkpoint with the base. Raises ValueError for no run, names that do not fit, nothing in common."""
+    if not tuned:
+        raise ValueError("nothing to compare: name at least one tuned checkpoint after the base")
+    names = run_names(tuned) if names is None else tuple(names)
+    if len(names) != len(tuned) or len(set(names)) != len(names):
+        raise ValueError(f"{len(tuned)} tuned checkpoints need as many different names, got {', '.join(names)}")
+    pairings = tuple(pair(base, run, include=options.include, exclude=options.exclude) for run in tuned)
+    grouped: dict[tuple, list[tuple[int, TensorPair]]] = {}
+    for run, pairing in enumerate(pairings):
+        for found in pairing.pairs:
+            grouped.setdefault((found.base.name, found.base.start_row, found.base.rows), []).append((run, found))
+    units = tuple(sorted(map(make_unit, grouped.values()), key=lambda unit: stream_order(base, unit)))
+    if not units:
+        raise ValueError(
+            f"no tensor of {base.source} can be compared with {' or '.join(run.source for run in tuned)}; "
+            "are they checkpoints of the same model, and do --include and --exclude leave anything?"
+        )
+    return Plan(base, tuple(tuned), tuple(names), options, pairings, units, split(units))
+
+
+def stream_order(base: Checkpoint, unit: Unit) -> tuple[int, int, int]:
+    """Base file order, so that disks read forward."""
+    info = base.tensors[unit.base.name]
+    return info.file, info.offset, unit.base.start_row
+
+
+def make_unit(partners: list[tuple[int, TensorPair]]) -> Unit:
+    first = partners[0][1]
+    layer, kind = describe(first.name)
+    whole = first.base.rows == packing.matrix_shape(first.base.shape)[0]
+    shape = first.base.shape if whole else (first.base.rows, first.base.columns)
+    return Unit(
+        name=first.name,
+        base=first.base,
+        rows=first.base.rows,
+        columns=first.base.columns,
+        partners=tuple(partners),
+        layer=layer,
+        kind=kind,
+        linear=is_linear(first.name, shape),
+    )
+
+
+def split(units: Sequence[Unit]) -> tuple[tuple[int, ...], ...]:
+    """Consecutive units in parts of about PART_BYTES."""
+    parts: list[list[int]] = []
+    size = 0
+    for index, unit in enumerate(units):
+        if not parts or size >= PART_BYTES:
+            parts.append([])
+            size = 0
+        parts[-1].append(index)
+        size += unit.nbytes
+    return tuple(tuple(part) for part in parts)
+
+
+def run_names(tuned: Sequence[Checkpoint]) -> tuple[str, ...]:
+    """Short distinct names: the last path component that tells the runs apart, numbered where none does."""
+    stems = []
+    for checkpoint in tuned:
+        source = checkpoint.source.rstrip("/")
+        stems.append(Path(source).stem if Path(source).suffix in (".safetensors", ".bin", ".pt") else Path(source).name)
+    names: list[str] = []
+    for stem in stems:
+        stem = stem or "tuned"
+        name, number = stem, 2
+        while name in names:
+            name, number = f"{stem}-{number}", number + 1
+        names.append(name)
+    return tuple(names)

@@ -1,0 +1,158 @@
+"""The readable table that ``offprin analyze`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .plan import Plan
+from .summary import ledger
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Plain text columns: the first to the left, the rest to the right."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    text = []
+    for line in lines:
+        cells = [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        text.append("  ".join(cells).rstrip())
+    text.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(text)
+
+
+def percent(fraction: float | None, digits: int = 3) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.{digits}f} %"
+
+
+def scientific(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3e}"
+
+
+def run_table(run: dict) -> str:
+    """Totals of one run: every kind of module, linear layers, everything."""
+    header = ("", "tensors", "weights", "changed", "sparsity", "sign flips", "|D|/|W0|")
+    groups = [*run["by_kind"].items(), ("linear layers", run["linear"]), ("all compared", run["all"])]
+    rows = [
+        (
+            name,
+            str(total["tensors"]),
+            f"{total['total']:,}",
+            f"{total['changed']:,}",
+            percent(total["sparsity"]),
+            f"{total['sign_flips']:,}",
+            scientific(total["relative_update"]),
+        )
+        for name, total in groups
+    ]
+    return table(header, rows)
+
+
+def rules_text(run: dict) -> str:
+    """The other definitions of changed, side by side, and the un-cast counts where sources were not bf16."""
+    parts = []
+    for rule, counts in run["all"]["rules"].items():
+        share = percent(1 - counts["changed"] / run["all"]["total"]) if run["all"]["total"] else "-"
+        text = f"{rule} {share}"
+        if counts["changed_uncast"] is not None:
+            text += f" (un-cast {percent(1 - counts['changed_uncast'] / counts['total_uncast'])} of {counts['total_uncast']:,})"
+        parts.append(text)
+    return "sparsity by rule: " + ", ".join(parts)
+
+
+def pairs_table(pairs: Sequence[dict]) -> str:
+    """Agreement of runs, pooled over coordinates, always beside its null models."""
+    header = ("runs", "Jaccard", "if uniform", "if by exponent", "excess", "lift", "z (exponent)")
+    rows = []
+    for pair in pairs:
+        pooled = pair["pooled"]
+        rows.append(
+            (
+                f"{pair['run_a']} ~ {pair['run_b']}",
+                f"{pooled['jaccard']:.4f}",
+                f"{pooled['jaccard_bernoulli']:.4f}",
+                f"{pooled['jaccard_exponent']:.4f}",
+                f"{pooled['excess_over_exponent']:+.4f}",
+                "-" if pooled["lift"] is None else f"{pooled['lift']:.3f}",
+                f"{pooled['z_exponent']:+.1f}",
+            )
+        )
+    return table(header, rows)
+
+
+def consensus_text(consensus: dict) -> str:
+    runs, total = consensus["runs"], consensus["total"]
+    shares = ", ".join(f"{j}: {percent(count / total, 2)}" for j, count in enumerate(consensus["coordinates"]))
+    return f"coordinates changed by exactly j of {runs} runs ({total:,} shared) - {shares}"
+
+
+def ledger_text(ledger: dict, limit: int = 8) -> list[str]:
+    """How many tensors of each side met which fate, and the first few that were not compared."""
+    lines = []
+    for side, counts in ledger["counts"].items():
+        lines.append(f"{side} tensors: " + ", ".join(f"{n} {status}" for status, n in counts.items() if n))
+    told = [entry for entry in ledger["entries"] if entry["reason"] and entry["status"] in ("unmatched", "refused", "partial", "tied")]
+    for entry in told[:limit]:
+        lines.append(f"  {entry['status']}: {entry['side']} {entry['name']}: {entry['reason']}")
+    if len(told) > limit:
+        lines.append(f"  and {len(told) - limit} more; summary.json lists all")
+    return lines
+
+
+def render(summary: dict, root: Path) -> str:
+    """The whole terminal report."""
+    lines = []
+    for run in summary["runs"]:
+        lines += ["", f"{run['run']} against the base", run_table(run), rules_text(run)]
+        if run["flagged_nonfinite"]:
+            names = ", ".join(run["flagged_nonfinite"][:5])
+            lines.append(f"WARNING: NaN or Inf in {len(run['flagged_nonfinite'])} tensors ({names}); left out of the norms")
+        lines += ledger_text(summary["ledger"][run["run"]])
+    if summary["pairs"]:
+        lines += ["", "Agreement of update masks (all coordinates pooled)", pairs_table(summary["pairs"])]
+    if summary["consensus"]:
+        lines.append(consensus_text(summary["consensus"]))
+    state = "complete" if summary["complete"] else "PARTIAL: some tensors were not compared or hold NaN or Inf (see above)"
+    lines += ["", f"{state}; results in {root}"]
+    return "\n".join(lines).lstrip("\n")
+
+
+def plan_dict(plan: Plan) -> dict:
+    """What ``--dry-run --json`` prints."""
+    runs = []
+    for run, (name, pairing) in enumerate(zip(plan.names, plan.pairings, strict=True)):
+        units = [(unit, partner) for unit in plan.units for r, partner in unit.partners if r == run]
+        runs.append(
+            {
+                "run": name,
+                "tensors": len(units),
+                "total": sum(unit.total for unit, _ in units),
+                "bytes": sum(unit.rows * partner.tuned.stored_row_bytes for unit, partner in units),
+                "ledger": ledger(pairing),
+            }
+        )
+    return {
+        "complete": plan.complete,
+        "runs": runs,
+        "bytes": plan.nbytes,
+        "parts": len(plan.parts),
+        "peak_bytes": plan.peak_bytes,
+    }
+
+
+def render_plan(plan: Plan) -> str:
+    """``--dry-run`` for people."""
+    found = plan_dict(plan)
+    rows = [(r["run"], str(r["tensors"]), f"{r['total']:,}", gigabytes(r["bytes"])) for r in found["runs"]]
+    lines = [
+        table(("run", "tensors", "weights", "to read"), rows),
+        f"with the base, read once: {gigabytes(found['bytes'])} in {found['parts']} parts",
+        f"memory for weights: about {gigabytes(found['peak_bytes'])} beside the interpreter",
+    ]
+    for run in found["runs"]:
+        lines += [f"{run['run']}:", *("  " + line for line in ledger_text(run["ledger"]))]
+    return "\n".join(lines)
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:.3f} GB"

@@ -1,0 +1,143 @@
+"""Totals from the columns of the tables: everything that ``summary.json`` and the terminal table say."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import numpy as np
+
+from ..checkpoint import Checkpoint, Pairing
+from ..nulls import IntersectionNull
+from .measure import agreement_fields, sparsity
+from .plan import Plan
+
+Columns = dict[str, np.ndarray]
+
+SUMMED = ("sign_flips", "zero_to_nonzero", "nonzero_to_zero", "nan_base", "inf_base", "nan_tuned", "inf_tuned")
+
+
+def summarize(plan: Plan, tensors: Columns, pairs: Columns, consensus: list[dict], provenance: dict) -> dict:
+    """The content of ``summary.json``; deterministic for a plan and its files."""
+    return {
+        "complete": plan.complete and not bool(tensors["flagged_nonfinite"].any()),
+        "options": plan.options.describe(),
+        "runs": [run_summary(plan, name, tensors) for name in plan.names],
+        "pairs": [pair_summary(a, b, pairs) for a, b in itertools.combinations(plan.names, 2)],
+        "consensus": consensus_summary(consensus),
+        "provenance": {
+            **provenance,
+            "base": source(plan.base),
+            "tuned": [source(checkpoint) for checkpoint in plan.tuned],
+        },
+        "ledger": {name: ledger(pairing) for name, pairing in zip(plan.names, plan.pairings, strict=True)},
+    }
+
+
+def run_summary(plan: Plan, name: str, tensors: Columns) -> dict:
+    """Totals of one tuned run: all compared tensors, linear layers only, by kind and by layer."""
+    rows = select(tensors, tensors["run"] == name)
+    layers = [layer for layer in dict.fromkeys(rows["layer"]) if layer is not None]
+    return {
+        "run": name,
+        "all": totals(plan, rows),
+        "linear": totals(plan, select(rows, rows["linear"])),
+        "by_kind": {kind: totals(plan, select(rows, rows["kind"] == kind)) for kind in dict.fromkeys(rows["kind"])},
+        "by_layer": {str(layer): totals(plan, select(rows, rows["layer"] == layer)) for layer in layers},
+        "cast": rows["name"][rows["status"] == "cast"].tolist(),
+        "partial": rows["name"][rows["status"] == "partial"].tolist(),
+        "flagged_nonfinite": rows["name"][rows["flagged_nonfinite"]].tolist(),
+    }
+
+
+def select(columns: Columns, keep: np.ndarray) -> Columns:
+    return {name: values[keep] for name, values in columns.items()}
+
+
+def totals(plan: Plan, rows: Columns) -> dict:
+    """Integer counts summed, one division at the end. Norms leave out tensors with NaN or Inf, which are flagged."""
+    total, changed = int(rows["total"].sum()), int(rows["changed"].sum())
+    finite = select(rows, ~rows["flagged_nonfinite"])
+    base, update = (float(np.sqrt((finite[key] ** 2).sum())) for key in ("base_norm", "update_norm"))
+    rules = {}
+    for rule in map(str, plan.options.rules):
+        uncast = rows[f"changed_uncast_{rule}"]
+        known = np.array([count is not None for count in uncast], dtype=bool)
+        rules[rule] = {
+            "changed": int(rows[f"changed_{rule}"].sum()),
+            "changed_uncast": int(uncast[known].sum()) if known.any() else None,
+            "total_uncast": int(rows["total"][known].sum()),
+        }
+    return {
+        "tensors": len(rows["name"]),
+        "total": total,
+        "changed": changed,
+        "sparsity": sparsity(changed, total),
+        "rules": rules,
+        **{key: int(rows[key].sum()) for key in SUMMED},
+        "base_norm": base,
+        "update_norm": update,
+        "relative_update": update / base if base else None,
+        "update_max": float(finite["update_max"].max()) if len(finite["update_max"]) else None,
+    }
+
+
+def pair_summary(a: str, b: str, pairs: Columns) -> dict:
+    """Agreement of two runs: pooled over all coordinates, and the plain mean over tensors.
+
+    Pooled nulls keep every tensor's counts apart, so that two runs which favour the same tensors do not seem to agree.
+    """
+    rows = select(pairs, (pairs["run_a"] == a) & (pairs["run_b"] == b))
+    null = IntersectionNull(rows["intersection_exponent"].sum(), rows["intersection_exponent_variance"].sum())
+    counts = (int(rows[key].sum()) for key in ("total", "changed_a", "changed_b", "intersection"))
+    means = ("jaccard", "jaccard_bernoulli", "jaccard_exponent", "excess_over_exponent")
+    tensors = len(rows["name"])
+    return {
+        "run_a": a,
+        "run_b": b,
+        "tensors": tensors,
+        "total": int(rows["total"].sum()),
+        "pooled": agreement_fields(*counts, null),
+        "mean_over_tensors": {key: float(rows[key].mean()) if tensors else None for key in means},
+    }
+
+
+def consensus_summary(rows: list[dict]) -> dict | None:
+    """Coordinates changed in exactly j runs, over the tensors that all runs share; None for a single run."""
+    if not rows:
+        return None
+    runs = max(row["runs"] for row in rows)
+    shared = [row for row in rows if row["runs"] == runs]
+    return {
+        "runs": runs,
+        "tensors": len(shared),
+        "total": sum(row["total"] for row in shared),
+        "coordinates": np.sum([row["coordinates"] for row in shared], axis=0).tolist(),
+    }
+
+
+def source(checkpoint: Checkpoint) -> dict:
+    """Where weights came from: files, sizes, dtypes."""
+    return {
+        "source": checkpoint.source,
+        "revision": checkpoint.revision,
+        "root": str(checkpoint.root),
+        "files": [{"name": file.path.name, "bytes": file.size} for file in checkpoint.files],
+        "tensors": len(checkpoint.tensors),
+        "dtypes": dict(sorted(Counter(info.dtype for info in checkpoint.tensors.values()).items())),
+    }
+
+
+def ledger(pairing: Pairing) -> dict:
+    """Counts per side and status, and an entry for every tensor of both sides."""
+    entries = [
+        {
+            "side": entry.side,
+            "name": entry.name,
+            "status": entry.status.value,
+            "partner": entry.partner,
+            "reason": entry.reason,
+        }
+        for entry in pairing.ledger
+    ]
+    return {"counts": pairing.counts(), "entries": entries}

@@ -1,0 +1,191 @@
+"""The ``offprin`` command: parse, call, print."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from .ops.update_scan import Rule
+
+COMPLETE, BAD_INPUT, PARTIAL = 0, 2, 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0 complete, 3 partial, 2 bad input."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    arguments = parser().parse_args(argv)
+    arguments.command = ["offprin", *argv]
+    try:
+        return arguments.call(arguments)
+    except KeyboardInterrupt:
+        print("offprin: interrupted; the same command continues where it stopped", file=sys.stderr)
+        return PARTIAL
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return COMPLETE
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="offprin", description="Where post-training moves a model's weights.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    analyze = commands.add_parser(
+        "analyze",
+        help="compare tuned checkpoints with their base",
+        description="Compare tuned checkpoints with their base in bf16 storage: which weights visibly changed, how, and "
+        "whether runs agree more than chance. Exit code 0: complete; 3: some tensors could not be compared, or the run "
+        "was cut short (the same command continues it); 2: bad input.",
+    )
+    analyze.add_argument("base", metavar="BASE", help="directory, file, or hub id org/name[@revision] in the local cache")
+    analyze.add_argument("tuned", metavar="TUNED", nargs="+", help="one or more tuned checkpoints")
+    analyze.add_argument("--out", metavar="DIR", type=Path, help="where results go (needed unless --dry-run)")
+    analyze.add_argument("--names", metavar="NAME", nargs="+", help="names of the tuned runs (default: from their paths)")
+    analyze.add_argument("--rule", default="bitwise", help="bitwise (default), ulp, eta, atol or storage")
+    analyze.add_argument("--threshold", type=float, help="of the rule: ULP, relative or absolute")
+    analyze.add_argument(
+        "--also",
+        metavar="RULE[:THRESHOLD]",
+        nargs="*",
+        default=["eta:1e-3", "atol:1e-5"],
+        help="further rules to count beside (default: eta:1e-3 atol:1e-5)",
+    )
+    analyze.add_argument("--include", metavar="GLOB", nargs="+", default=[], help="compare only tensors of these names")
+    analyze.add_argument("--exclude", metavar="GLOB", nargs="+", default=[], help="leave out tensors of these names")
+    analyze.add_argument("--save-masks", action="store_true", help="write masks/RUN.safetensors, one bit per weight")
+    analyze.add_argument("--dry-run", action="store_true", help="print the plan, its bytes and memory, and stop")
+    analyze.add_argument("--overwrite", action="store_true", help="replace the results of another analysis in DIR")
+    analyze.add_argument("--json", action="store_true", help="print summary.json instead of tables")
+    analyze.add_argument("--quiet", action="store_true", help="no progress bar")
+    analyze.add_argument("--io", choices=("auto", "mmap", "read"), default="auto", help="how files are read")
+    analyze.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda or cuda:N")
+    analyze.add_argument("--download", action="store_true", help="fetch hub ids that are not in the local cache")
+    analyze.set_defaults(call=run_analyze)
+
+    env = commands.add_parser("env", help="print versions, backends and devices, for bug reports")
+    env.add_argument("--json", action="store_true", help="print JSON")
+    env.set_defaults(call=run_env)
+    return top
+
+
+def run_analyze(arguments: argparse.Namespace) -> int:
+    from .analysis import plan as planning
+    from .analysis import report, run
+    from .checkpoint import Checkpoint
+    from .ops.update_scan import Rule
+
+    try:
+        import pyarrow  # noqa: F401  # checked before hours of work, not after
+    except ModuleNotFoundError:
+        return fail("analysis writes parquet files; pip install 'offprin-kernels[analysis]'")
+    if arguments.out is None and not arguments.dry_run:
+        return fail("--out DIR is needed: where should the results go?")
+    try:
+        rules = [Rule.parse(arguments.rule, arguments.threshold), *map(parse_rule, arguments.also)]
+        rules = tuple(dict.fromkeys(rules))
+        device = pick_device(arguments.device)
+        options = planning.Options(rules, tuple(arguments.include), tuple(arguments.exclude), arguments.save_masks)
+        base, *tuned = (
+            Checkpoint.open(source, io=arguments.io, download=arguments.download)
+            for source in (arguments.base, *arguments.tuned)
+        )
+        plan = planning.make_plan(base, tuned, options, arguments.names)
+        if arguments.dry_run:
+            print(json.dumps(report.plan_dict(plan), indent=1) if arguments.json else report.render_plan(plan))
+            return COMPLETE if plan.complete else PARTIAL
+        with progress_bar(plan.nbytes, arguments.quiet) as advance:
+            outcome = run.analyze(
+                plan,
+                arguments.out,
+                command=arguments.command,
+                device=device,
+                overwrite=arguments.overwrite,
+                progress=advance,
+            )
+    except ValueError as error:  # CheckpointError, OutputError and bad options are ValueErrors with one clear sentence
+        return fail(str(error))
+    except OSError as error:
+        print(
+            f"offprin: error: {error.strerror or error} ({error.filename or arguments.out}); finished parts are kept: "
+            "free space or fix the path, and the same command continues",
+            file=sys.stderr,
+        )
+        return PARTIAL
+    print(json.dumps(outcome.summary, indent=1) if arguments.json else report.render(outcome.summary, outcome.root))
+    return COMPLETE if outcome.complete else PARTIAL
+
+
+def fail(sentence: str) -> int:
+    print(f"offprin: error: {sentence}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def parse_rule(text: str) -> Rule:
+    """``name`` or ``name:threshold``."""
+    from .ops.update_scan import Rule
+
+    name, _, threshold = text.partition(":")
+    try:
+        return Rule.parse(name, float(threshold) if threshold else None)
+    except ValueError as error:
+        raise ValueError(f"--also {text}: {error}") from None
+
+
+def pick_device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name}: not a device; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: this PyTorch sees no CUDA device; use --device cpu")
+    return device
+
+
+@contextlib.contextmanager
+def progress_bar(total: int, quiet: bool) -> Iterator[Callable[[int], None] | None]:
+    """Bytes of weights on stderr, with bytes per second; every ten seconds where stderr is no terminal."""
+    if quiet:
+        yield None
+        return
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        print("offprin: no progress bar without tqdm; pip install 'offprin-kernels[analysis]'", file=sys.stderr)
+        yield None
+        return
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    with tqdm(total=total, unit="B", unit_scale=True, desc="weights", file=sys.stderr, mininterval=interval) as bar:
+        yield bar.update
+
+
+def run_env(arguments: argparse.Namespace) -> int:
+    from ._env import environment
+
+    found = environment()
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+        return COMPLETE
+    for title, value in found.items():
+        print(f"{title.replace('_', ' ')}: {plain(value)}")
+    return COMPLETE
+
+
+def plain(value: object) -> str:
+    """A value of ``offprin env`` as lines a person reads."""
+    if isinstance(value, dict):
+        return "".join(f"\n  {name}: {plain(item) if item is not None else 'not installed'}" for name, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(plain, value)) or "none"
+    return "none" if value is None else str(value)

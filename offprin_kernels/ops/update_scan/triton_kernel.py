@@ -1,0 +1,435 @@
+"""Triton backend of ``update_scan``: two kernels, the one for plain bf16 masks and the one for everything else.
+
+``b_`` block values, ``p_`` pointers, ``o_`` offsets, ``m_`` masks, UPPER_CASE constexpr.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from ... import _launch, packing
+from ... import numerics_triton as num
+from . import contract as c
+
+# Stand left of "&": in the interpreter an int has no "&" with a constexpr on its right.
+WANT_MASK = tl.constexpr(int(c.Output.MASK))
+WANT_ROWS = tl.constexpr(int(c.Output.ROWS))
+WANT_COLUMNS = tl.constexpr(int(c.Output.COLUMNS))
+WANT_TRANSITIONS = tl.constexpr(int(c.Output.TRANSITIONS))
+WANT_NONFINITE = tl.constexpr(int(c.Output.NONFINITE))
+WANT_ULP = tl.constexpr(int(c.Output.ULP_HISTOGRAM))
+WANT_EXPONENTS = tl.constexpr(int(c.Output.EXPONENT_HISTOGRAM))
+WANT_NORMS = tl.constexpr(int(c.Output.NORMS))
+
+BITWISE = tl.constexpr(int(c.RuleCode.BITWISE))
+ULP = tl.constexpr(int(c.RuleCode.ULP))
+ETA = tl.constexpr(int(c.RuleCode.ETA))
+STORAGE = tl.constexpr(int(c.RuleCode.STORAGE))
+
+ULP_NAN_BIN = tl.constexpr(c.ULP_NAN_BIN)
+ULP_BINS = tl.constexpr(c.ULP_BINS)
+EXPONENT_BINS = tl.constexpr(c.EXPONENT_BINS)
+NORMS = tl.constexpr(c.NORMS)
+COUNTERS = tl.constexpr(c.COUNTERS)
+
+# Slots of the block that gathers a tile's counts: two for each rule, then the counters.
+COUNTER_SLOT = tl.constexpr(16)
+SLOTS = tl.constexpr(32)
+
+
+# ---- words: two bf16 codes in one 32-bit register -------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=["groups", "tiles"])
+def words_kernel(
+    p_base, p_tuned, p_mask, p_rows, p_rules, groups: tl.int64, tiles: tl.int64,
+    RULE: tl.constexpr, OUTPUTS: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Mask, row counts and count of ``bitwise`` or ``storage``; rows are ``groups`` x 64 columns."""
+    program = tl.program_id(0).to(tl.int64)
+    # One row needs no division, which is some forty instructions in 64 bits.
+    row = program * 0 if FLAT else program // tiles
+    tile = program if FLAT else program % tiles
+    words = groups * 32
+    o_word = tile * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
+    p_a = p_base + row * words + o_word
+    p_b = p_tuned + row * words + o_word
+    # Full tiles load without a mask: fewer instructions, and 16-byte loads whatever the analysis can prove.
+    if (tile + 1) * (BLOCK // 2) <= words:
+        b_a = tl.load(p_a)
+        b_b = tl.load(p_b)
+    else:
+        b_a = tl.load(p_a, mask=o_word < words, other=0)
+        b_b = tl.load(p_b, mask=o_word < words, other=0)
+    # Each step leaves its answer in the top bit of both halves; no addition carries from one half to the other.
+    b_flags = (((b_a ^ b_b) & 0x7FFF7FFF) + 0x7FFF7FFF) | (b_a ^ b_b)
+    if RULE == BITWISE:
+        b_a_magnitude = b_a & 0x7FFF7FFF
+        b_b_magnitude = b_b & 0x7FFF7FFF
+        b_not_zero = (b_a_magnitude | b_b_magnitude) + 0x7FFF7FFF
+        b_both_nan = (b_a_magnitude + 0x007F007F) & (b_b_magnitude + 0x007F007F)
+        b_flags = b_flags & b_not_zero & (b_both_nan ^ 0xFFFFFFFF)
+    b_flags = (b_flags >> 15) & 0x00010001
+    # Four words become one byte inside a thread, which holds them after a 16-byte load: no traffic between threads.
+    b_spread = tl.reshape(b_flags, [BLOCK // 8, 4]) << (tl.arange(0, 4) * 2)[None, :].to(tl.uint32)
+    b_spread = tl.sum(b_spread, axis=1)
+    if WANT_MASK & OUTPUTS:
+        o_byte = tile * (BLOCK // 8) + tl.arange(0, BLOCK // 8)
+        b_bytes = (b_spread | (b_spread >> 15)) & 0xFF
+        tl.store(p_mask + row * (groups * 8) + o_byte, b_bytes.to(tl.uint8), mask=o_byte < groups * 8)
+    count = tl.sum(num.popcount(b_spread)).to(tl.int64)
+    if WANT_ROWS & OUTPUTS:
+        tl.atomic_add(p_rows + row, count)
+    # The first program turns the un-cast count, which does not exist here, into UNDEFINED.
+    o_slot = tl.arange(0, 2)
+    undefined = tl.where(program == 0, -1, 0).to(tl.int64)
+    tl.atomic_add(p_rules + o_slot, tl.where(o_slot == 0, count, undefined))
+
+
+# ---- tiles: every dtype, rule and output, one tile per program ------------------------------------------------------
+
+
+@triton.jit
+def changed_values(b_a, b_b, CODE: tl.constexpr, THRESHOLD: tl.constexpr):
+    """Which coordinates of two fp32 blocks changed; THRESHOLD holds the bits of an fp32 number."""
+    if CODE == STORAGE:
+        m_changed = num.fp32_bits(b_a) != num.fp32_bits(b_b)
+    else:
+        m_differ = b_a != b_b
+        if CODE != BITWISE:
+            b_limit = tl.full([1, 1], THRESHOLD, tl.int32).to(tl.float32, bitcast=True)
+            if CODE == ETA:
+                b_limit = b_limit * tl.maximum(tl.abs(b_a), tl.abs(b_b))
+            m_infinite = (tl.abs(b_a) == float("inf")) | (tl.abs(b_b) == float("inf"))
+            # Inf against anything else is a change: Inf > eta * Inf would hide it.
+            m_differ = (tl.abs(b_b - b_a) > b_limit) | (m_infinite & m_differ)
+        m_a_nan = b_a != b_a
+        m_b_nan = b_b != b_b
+        m_changed = tl.where(m_a_nan | m_b_nan, m_a_nan != m_b_nan, m_differ)
+    return m_changed
+
+
+@triton.jit
+def changed(b_a, b_b, CODE: tl.constexpr, THRESHOLD: tl.constexpr):
+    """Which coordinates of two blocks of bf16 codes changed."""
+    if CODE == STORAGE:
+        m_changed = b_a != b_b
+    elif CODE == BITWISE or CODE == ULP:
+        b_a_magnitude = b_a & num.MAGNITUDE
+        b_b_magnitude = b_b & num.MAGNITUDE
+        m_both_nan = tl.minimum(b_a_magnitude, b_b_magnitude) > num.INFINITY
+        if CODE == BITWISE:
+            m_changed = (b_a != b_b) & ((b_a_magnitude | b_b_magnitude) != 0) & (m_both_nan == 0)
+        else:
+            m_any_nan = tl.maximum(b_a_magnitude, b_b_magnitude) > num.INFINITY
+            m_changed = tl.where(m_any_nan, m_both_nan == 0, num.ulp_distance(b_a, b_b) > THRESHOLD)
+    else:
+        m_changed = changed_values(num.codes_to_fp32(b_a), num.codes_to_fp32(b_b), CODE, THRESHOLD)
+    return m_changed
+
+
+@triton.jit
+def ulp_bins(b_a, b_b):
+    """Histogram bin of each coordinate's ULP distance."""
+    b_distance = num.ulp_distance(b_a, b_b)
+    # Distances fit fp32 exactly, so its exponent field is floor(log2) + 127.
+    b_bins = (num.fp32_bits(b_distance.to(tl.float32)) >> 23) - 126
+    b_bins = tl.where(b_distance == 0, 0, b_bins)
+    m_a_nan = num.is_nan_code(b_a)
+    m_b_nan = num.is_nan_code(b_b)
+    return tl.where(m_a_nan | m_b_nan, tl.where(m_a_nan == m_b_nan, 0, ULP_NAN_BIN), b_bins)
+
+
+@triton.jit
+def put_counts(b_slots, SLOT: tl.constexpr, m_low, m_high):
+    """``b_slots`` with the numbers of true in two tiles added at SLOT and SLOT + 1; one reduction serves both."""
+    # A tile has less than 2^15 elements, so neither half of the sum overflows.
+    both = tl.sum(tl.ravel(m_low.to(tl.int32) + (m_high.to(tl.int32) << 16)))
+    o_slot = tl.arange(0, SLOTS)
+    b_slots = tl.where(o_slot == SLOT, both & 0xFFFF, b_slots)
+    return tl.where(o_slot == SLOT + 1, both >> 16, b_slots)
+
+
+@triton.jit
+def put_norms(p_partials, program, programs, ROW: tl.constexpr, b_a, b_b):
+    """Stores one program's share of a row of norms at ``p_partials[NORMS * ROW + norm, program]``."""
+    p_partials += NORMS * ROW * programs + program
+    b_wide = b_a.to(tl.float64)
+    b_update = b_b.to(tl.float64) - b_wide
+    tl.store(p_partials, tl.sum(tl.ravel(b_wide * b_wide)))
+    tl.store(p_partials + programs, tl.sum(tl.ravel(b_update * b_update)))
+    tl.store(p_partials + 2 * programs, tl.sum(tl.ravel(b_wide * b_update)))
+    # Largest by the bits of the magnitude, where a NaN is above Inf.
+    largest = tl.max(tl.ravel(num.fp32_bits(b_b - b_a) & 0x7FFFFFFF))
+    tl.store(p_partials + 3 * programs, largest.to(tl.float32, bitcast=True).to(tl.float64))
+
+
+@triton.jit(do_not_specialize=["rows", "columns_over", "tiles", "programs"])
+def tiles_kernel(
+    p_base, p_tuned, p_mask, p_rows, p_columns, p_rules, p_counters, p_ulp, p_exponents, p_partials,
+    rows: tl.int64, columns_over: tl.int64, tiles: tl.int64, programs: tl.int64,
+    DIVISOR: tl.constexpr, BASE: tl.constexpr, TUNED: tl.constexpr, ADDITIVE: tl.constexpr, RULES: tl.constexpr,
+    OUTPUTS: tl.constexpr, FLAT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    UNCAST: tl.constexpr = ADDITIVE or BASE != num.BF16 or TUNED != num.BF16
+    program = tl.program_id(0).to(tl.int64)
+    tile_m = program * 0 if FLAT else program // tiles
+    tile_n = program if FLAT else program % tiles
+    # A product with DIVISOR tells the compiler how row starts are aligned.
+    columns = columns_over * DIVISOR
+    o_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_m = o_m < rows
+    m_n = o_n < columns
+    o_element = o_m[:, None] * columns + o_n[None, :]
+    valid_rows = tl.minimum(rows - tile_m * BLOCK_M, BLOCK_M)
+    valid_columns = tl.minimum(columns - tile_n * BLOCK_N, BLOCK_N)
+    valid = valid_rows * valid_columns
+    # Full tiles load without a mask and so by 16 bytes, whatever the number of columns of a single row.
+    if valid == BLOCK_M * BLOCK_N:
+        b_base = tl.load(p_base + o_element)
+        b_tuned = tl.load(p_tuned + o_element)
+    else:
+        b_base = tl.load(p_base + o_element, mask=m_m[:, None] & m_n[None, :], other=0)
+        b_tuned = tl.load(p_tuned + o_element, mask=m_m[:, None] & m_n[None, :], other=0)
+
+    b_a = num.bf16_codes(b_base, BASE)
+    b_b = num.bf16_codes(b_tuned, TUNED)
+    b_a32 = num.to_fp32(b_base, BASE)
+    b_b32 = num.to_fp32(b_tuned, TUNED)
+    if ADDITIVE:
+        b_b32 = num.add_fp32(b_a32, b_b32)
+        b_b = num.round_to_bf16_codes(b_b32)
+    m_changed = changed(b_a, b_b, RULES[0], RULES[1])
+
+    b_slots = tl.zeros([SLOTS], tl.int32)
+    for i in tl.static_range(len(RULES) // 2):
+        m_rule = changed(b_a, b_b, RULES[2 * i], RULES[2 * i + 1])
+        if UNCAST and RULES[2 * i] != ULP:
+            b_slots = put_counts(
+                b_slots, 2 * i, m_rule, changed_values(b_a32, b_b32, RULES[2 * i], RULES[2 * i + 1])
+            )
+        else:
+            b_slots = put_counts(b_slots, 2 * i, m_rule, m_rule & (m_rule == 0))
+            # The first program turns a zero into UNDEFINED, the others leave it.
+            b_slots = tl.where(tl.arange(0, SLOTS) == 2 * i + 1, tl.where(program == 0, -1, 0), b_slots)
+
+    if WANT_MASK & OUTPUTS:
+        # A byte is made inside a thread, which holds eight neighbours after 16-byte loads of 16-bit values.
+        b_bits = tl.reshape(m_changed.to(tl.int32), [BLOCK_M, BLOCK_N // 8, 8]) << tl.arange(0, 8)[None, None, :]
+        row_bytes = (columns + 63) // 64 * 8
+        o_byte = tile_n * (BLOCK_N // 8) + tl.arange(0, BLOCK_N // 8)
+        m_byte = m_m[:, None] & (o_byte < row_bytes)[None, :]
+        p_bytes = p_mask + o_m[:, None] * row_bytes + o_byte[None, :]
+        tl.store(p_bytes, tl.sum(b_bits, axis=2).to(tl.uint8), mask=m_byte)
+    if WANT_ROWS & OUTPUTS:
+        tl.atomic_add(p_rows + o_m, tl.sum(m_changed.to(tl.int32), axis=1).to(tl.int64), mask=m_m)
+    if WANT_COLUMNS & OUTPUTS:
+        tl.atomic_add(p_columns + o_n, tl.sum(m_changed.to(tl.int32), axis=0).to(tl.int64), mask=m_n)
+
+    m_a_nan = num.is_nan_code(b_a)
+    m_b_nan = num.is_nan_code(b_b)
+    if WANT_TRANSITIONS & OUTPUTS:
+        m_numbers = (m_a_nan | m_b_nan) == 0
+        m_a_zero = (b_a & num.MAGNITUDE) == 0
+        m_b_zero = (b_b & num.MAGNITUDE) == 0
+        m_flip = (((b_a ^ b_b) & num.SIGN) != 0) & m_numbers & ((m_a_zero | m_b_zero) == 0)
+        b_slots = put_counts(b_slots, COUNTER_SLOT, m_flip, m_a_zero & (m_b_zero == 0) & m_numbers)
+        m_to_zero = m_b_zero & (m_a_zero == 0) & m_numbers
+        b_slots = put_counts(b_slots, COUNTER_SLOT + 2, m_to_zero, m_to_zero & m_a_zero)
+    if WANT_NONFINITE & OUTPUTS:
+        b_slots = put_counts(b_slots, COUNTER_SLOT + 3, m_a_nan, num.is_inf_code(b_a))
+        b_slots = put_counts(b_slots, COUNTER_SLOT + 5, m_b_nan, num.is_inf_code(b_b))
+    o_slot = tl.arange(0, SLOTS)
+    tl.atomic_add(p_rules + o_slot, b_slots.to(tl.int64), mask=o_slot < len(RULES))
+    if (WANT_TRANSITIONS | WANT_NONFINITE) & OUTPUTS:
+        o_counter = o_slot - COUNTER_SLOT
+        tl.atomic_add(p_counters + o_counter, b_slots.to(tl.int64), mask=(o_counter >= 0) & (o_counter < COUNTERS))
+
+    # Elements outside the tensor were loaded as zeros, which all fall into the first bin of either histogram.
+    outside = BLOCK_M * BLOCK_N - valid
+    if WANT_ULP & OUTPUTS:
+        o_bin = tl.arange(0, 32)
+        b_counts = tl.histogram(tl.ravel(ulp_bins(b_a, b_b)), 32).to(tl.int64)
+        b_counts = tl.where(o_bin == 0, b_counts - outside, b_counts)
+        tl.atomic_add(p_ulp + o_bin, b_counts, mask=(o_bin < ULP_BINS) & (b_counts != 0))
+    if WANT_EXPONENTS & OUTPUTS:
+        # One joint histogram of (changed, exponent) costs half of two.
+        o_bin = tl.arange(0, 2 * EXPONENT_BINS)
+        b_exponent = (b_a & num.MAGNITUDE) >> num.MANTISSA_BITS
+        b_joint = b_exponent + m_changed.to(tl.int32) * EXPONENT_BINS
+        b_counts = tl.histogram(tl.ravel(b_joint), 2 * EXPONENT_BINS).to(tl.int64)
+        b_counts = tl.where(o_bin == 0, b_counts - outside, b_counts)
+        tl.atomic_add(p_exponents + o_bin % EXPONENT_BINS, b_counts, mask=b_counts != 0)
+        tl.atomic_add(p_exponents + o_bin, b_counts, mask=(o_bin >= EXPONENT_BINS) & (b_counts != 0))
+    if WANT_NORMS & OUTPUTS:
+        put_norms(p_partials, program, programs, 0, num.codes_to_fp32(b_a), num.codes_to_fp32(b_b))
+        if UNCAST:
+            put_norms(p_partials, program, programs, 1, b_a32, b_b32)
+
+
+@triton.jit(do_not_specialize=["programs"])
+def norms_kernel(p_partials, p_norms, programs: tl.int64, UNCAST: tl.constexpr, BLOCK: tl.constexpr):
+    """Adds up the programs' shares, always in the same order; one program for each norm."""
+    norm = tl.program_id(0).to(tl.int64)
+    o = tl.arange(0, BLOCK).to(tl.int64)
+    b_sum = tl.zeros([BLOCK], tl.float64)
+    b_largest = tl.zeros([BLOCK], tl.int64)
+    start = norm * 0
+    while start < programs:
+        m = start + o < programs
+        b_part = tl.load(p_partials + norm * programs + start + o, mask=m, other=0.0)
+        b_sum += b_part
+        b_largest = tl.maximum(b_largest, b_part.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF)
+        start += BLOCK
+    total = tl.sum(b_sum)
+    if norm % NORMS == 3:
+        total = tl.max(b_largest).to(tl.float64, bitcast=True)
+    if not UNCAST:
+        total = tl.where(norm >= NORMS, -1.0, total)
+    tl.store(p_norms + norm, total)
+
+
+# ---- launch settings ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one scan is launched; a pure function of what is asked, so that a test needs no device."""
+
+    words: bool  # words_kernel instead of tiles_kernel
+    flat: bool  # the tensor is treated as a single row
+    divisor: int  # proven divisor of the number of columns
+    block_m: int
+    block_n: int
+    num_warps: int
+
+
+def settings(
+    rows: int, columns: int, dtypes: tuple[torch.dtype, torch.dtype], rules: Sequence[c.Rule], outputs: c.Output,
+    additive: bool, arch: str,
+) -> Settings:  # fmt: skip
+    by_row = bool(outputs & (c.Output.ROWS | c.Output.COLUMNS))
+    # Packed rows have no padding where columns are a multiple of 64: then bits are one sequence, as elements are.
+    flat = rows == 1 or (not by_row and (columns % 64 == 0 or not outputs & c.Output.MASK))
+    if flat:
+        rows, columns = 1, rows * columns
+    divisor = math.gcd(columns, 64)
+    # 8 elements make a 16-byte load of bf16; between 8 and 64 more specialisations would gain nothing.
+    divisor = 64 if divisor == 64 else 8 if divisor >= 8 else 1
+    plain = len(rules) == 1 and rules[0].code in (c.RuleCode.BITWISE, c.RuleCode.STORAGE) and not additive
+    words = plain and dtypes == (torch.bfloat16, torch.bfloat16) and divisor == 64
+    words = words and not outputs & ~(c.Output.MASK | c.Output.ROWS)
+    # A wave of AMD has 64 lanes: half as many warps hold as many threads.
+    narrow = 2 if arch == "hip" else 1
+    if words and (flat or columns >= 1024):
+        # 32 elements (four 16-byte loads of each tensor) per thread; not yet measured on a device.
+        block = 8192
+        # Tiles that divide a row leave no thread without work; not yet measured on a device.
+        while not flat and block > 1024 and columns % block:
+            block //= 2
+        return Settings(True, flat, divisor, 1, block, block // 1024 // narrow or 1)
+    if c.Output.COLUMNS in outputs:
+        # Tall tiles: one 64-bit atomic per column serves 64 rows; not yet measured on a device.
+        block_m, block_n = (1, 4096) if rows == 1 else (64, 64)
+    else:
+        block_n = min(4096, max(64, triton.next_power_of_2(columns)))
+        block_m = 4096 // block_n if rows > 1 else 1
+    # 16 elements per thread: two to four 16-byte loads of each tensor, and room for what is made of them; ahead-of-time
+    # compilation spills with 32, and with 16 where several rules look at two pairs of tiles. Not yet measured on a device.
+    per_thread = 8 if len(rules) > 1 and c.has_uncast(*dtypes, additive) else 16
+    return Settings(False, flat, divisor, block_m, block_n, max(1, block_m * block_n // (per_thread * 32) // narrow))
+
+
+# ---- launches -------------------------------------------------------------------------------------------------------
+
+
+def threshold_of(rule: c.Rule) -> int:
+    """What the kernel compares with: whole ULP, or the bits of an fp32 number."""
+    if rule.code == c.RuleCode.ULP:
+        # No two codes are farther apart than 0xFFFF.
+        return int(min(rule.threshold, 0xFFFF))
+    return torch.tensor(rule.threshold, dtype=torch.float32).view(torch.int32).item()
+
+
+def plan(
+    base: torch.Tensor, tuned: torch.Tensor, rules: Sequence[c.Rule], outputs: c.Output, additive: bool, arch: str
+) -> tuple[c.ScanTensors, list[_launch.Launch]]:
+    """Result tensors and the launches that fill them. ``base`` and ``tuned`` may be on the meta device."""
+    rows, columns = packing.matrix_shape(base.shape)
+    s = settings(rows, columns, (base.dtype, tuned.dtype), rules, outputs, additive, arch)
+    out = c.allocate(base, tuned, len(rules), outputs, additive, fill=False)
+    # Mask and norms are overwritten; everything else is added to.
+    for name, tensor in zip(out._fields, out, strict=True):
+        if name not in ("mask", "norms"):
+            tensor.zero_()
+    if s.flat:
+        rows, columns = 1, rows * columns
+    tiles = triton.cdiv(columns, s.block_n)
+    programs = tiles * triton.cdiv(rows, s.block_m)
+    pointers = {"p_mask": out.mask, "p_rows": out.row_counts, "p_rules": out.rule_counts}
+    # Row and column counts of a flat tensor are those of its single row.
+    common = {"OUTPUTS": int(outputs), "FLAT": s.flat}
+    # A view as 32-bit words needs 4-byte alignment, which a slice of a 16-bit tensor may lack.
+    if s.words and base.data_ptr() % 4 == 0 and tuned.data_ptr() % 4 == 0:
+        bits = {"p_base": flat_view(base, torch.uint32), "p_tuned": flat_view(tuned, torch.uint32)}
+        constexprs = {"RULE": int(rules[0].code), "BLOCK": s.block_n, **common}
+        args = {**bits, **pointers, "groups": columns // 64, "tiles": tiles}
+        return out, [_launch.Launch(words_kernel, programs, args, constexprs, s.num_warps)]
+    norms = c.Output.NORMS in outputs
+    partials = packing.empty((2 * c.NORMS, programs if norms else 0), torch.float64, base.device)
+    args = {
+        "p_base": bits_of(base), "p_tuned": bits_of(tuned), **pointers, "p_columns": out.col_counts,
+        "p_counters": out.counters, "p_ulp": out.ulp_histogram, "p_exponents": out.exponent_histogram,
+        "p_partials": partials, "rows": rows, "columns_over": columns // s.divisor, "tiles": tiles,
+        "programs": programs,
+    }  # fmt: skip
+    constexprs = {
+        "DIVISOR": s.divisor, "BASE": c.DTYPE_CODES[base.dtype], "TUNED": c.DTYPE_CODES[tuned.dtype],
+        "ADDITIVE": additive, "RULES": tuple(v for rule in rules for v in (int(rule.code), threshold_of(rule))),
+        "BLOCK_M": s.block_m, "BLOCK_N": s.block_n, **common,
+    }  # fmt: skip
+    launches = [_launch.Launch(tiles_kernel, programs, args, constexprs, s.num_warps)]
+    if norms:
+        uncast = c.has_uncast(base.dtype, tuned.dtype, additive)
+        args = {"p_partials": partials, "p_norms": out.norms, "programs": programs}
+        launches.append(_launch.Launch(norms_kernel, 2 * c.NORMS, args, {"UNCAST": uncast, "BLOCK": 1024}, 4))
+    return out, launches
+
+
+def flat_view(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.view(-1).view(dtype)
+
+
+def bits_of(tensor: torch.Tensor) -> torch.Tensor:
+    return flat_view(tensor, torch.int32 if tensor.element_size() == 4 else torch.int16)
+
+
+def scan(
+    base: torch.Tensor, tuned: torch.Tensor, rules: Sequence[c.Rule], outputs: c.Output, additive: bool
+) -> c.ScanTensors:
+    """All outputs of one scan; ``rules[0]`` decides mask, rows, columns and the histogram of changed exponents."""
+    if base.numel() == 0:
+        return empty_scan(base, tuned, rules, outputs, additive)
+    out, launches = plan(base, tuned, rules, outputs, additive, _launch.arch(base.device))
+    for launch in launches:
+        launch.run()
+    return out
+
+
+def empty_scan(
+    base: torch.Tensor, tuned: torch.Tensor, rules: Sequence[c.Rule], outputs: c.Output, additive: bool
+) -> c.ScanTensors:
+    """Zeros, and UNDEFINED where there is no un-cast comparison."""
+    out = c.allocate(base, tuned, len(rules), outputs, additive)
+    uncast = c.has_uncast(base.dtype, tuned.dtype, additive)
+    for i, rule in enumerate(rules):
+        if not uncast or rule.code == c.RuleCode.ULP:
+            out.rule_counts[i, 1] = c.UNDEFINED
+    if not uncast and c.Output.NORMS in outputs:
+        out.norms[1] = c.UNDEFINED
+    return out

@@ -1,0 +1,122 @@
+"""Compiles planned Triton launches for GPUs that are not here, and reads what came out."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from offprin_kernels._launch import Launch
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+
+NVIDIA_TOOLS = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+def arch(target: str) -> str:
+    """The architecture that launch settings are asked for."""
+    return TARGETS[target].backend
+
+
+class Compiled:
+    """One kernel for one target: registers, spills and the text of every stage."""
+
+    def __init__(self, launch: Launch, target: str) -> None:
+        self.target = target
+        self.cuda = TARGETS[target].backend == "cuda"
+        source = ASTSource(fn=launch.kernel, **launch.source())
+        self.asm: Mapping[str, Any] = triton.compile(source, target=TARGETS[target], options=launch.options()).asm
+        self.text = self.asm["ptx"] if self.cuda else self.asm["amdgcn"]
+        self.registers, self.spilled = self.cuda_usage() if self.cuda else self.hip_usage()
+
+    def cuda_usage(self) -> tuple[int, int]:
+        """Registers of a thread, and bytes of local memory or stack: what a spill, or an indexed array, would need."""
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(self.asm["cubin"])
+            file.flush()
+            command = [tool("cuobjdump"), "-res-usage", file.name]
+            listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return number(r"REG:(\d+)", listing), number(r"LOCAL:(\d+)", listing) + number(r"STACK:(\d+)", listing)
+
+    def hip_usage(self) -> tuple[int, int]:
+        spilled = sum(number(rf"\.{kind}_spill_count:\s*(\d+)", self.text) for kind in ("vgpr", "sgpr"))
+        scratch = number(r"\.private_segment_fixed_size:\s*(\d+)", self.text)
+        return number(r"\.vgpr_count:\s*(\d+)", self.text), spilled + scratch
+
+    def wide_loads(self) -> int:
+        """How many 16-byte loads from global memory the code has."""
+        pattern = r"ld\.global\S*\.(?:v4\.[bu]32|v2\.[bu]64)" if self.cuda else r"(?:global|buffer)_load_dwordx4"
+        return len(re.findall(pattern, self.text))
+
+    def wide_stores(self) -> int:
+        """How many 16-byte stores to global memory the code has."""
+        pattern = r"st\.global\S*\.(?:v4\.[bu]32|v2\.[bu]64)" if self.cuda else r"(?:global|buffer)_store_dwordx4"
+        return len(re.findall(pattern, self.text))
+
+    def flushes_subnormals(self) -> bool:
+        if self.cuda:
+            return ".ftz" in self.text
+        return number(r"\.amdhsa_float_denorm_mode_32\s+(\d+)", self.text) != 3
+
+    def fuses_multiply_add(self) -> bool:
+        return bool(re.search(r"\bfma\.r[nz]" if self.cuda else r"\bv_(?:pk_)?(?:fma|fmac|mac|mad)_f(?:32|64)", self.text))
+
+
+def number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    assert found, f"{pattern} not found in the compiler's output"
+    return int(found[1])
+
+
+@functools.cache
+def tool(name: str) -> str:
+    """A binary that Triton's wheel brings, or the one on the PATH."""
+    bundled = NVIDIA_TOOLS / name
+    return str(bundled) if os.access(bundled, os.X_OK) else name
+
+
+# ---- offsets in 32 bits ---------------------------------------------------------------------------------------------
+
+# What a 32-bit value that may stand for a position is allowed to do: be widened, or be compared.
+HARMLESS = ("arith.extsi", "arith.extui", "arith.cmpi")
+
+
+def narrow_offsets(ttir: str) -> list[str]:
+    """Lines of TTIR that compute positions in 32 bits, and so go wrong above 2^31 elements.
+
+    In 32 bits, what grows with the tensor can only come from a program id, from an argument, from the counter of a
+    loop or from a truncation. So each of the first three must be widened before it is used, and the last must not
+    occur; what is left in 32 bits are ranges inside a tile and data.
+    """
+    roots = re.findall(r"(%[\w#]+) = tt\.get_program_id", ttir)
+    roots += re.findall(r"(%[\w#]+) = tt\.get_num_programs", ttir)
+    roots += re.findall(r"(%\w+): i32\b", ttir[: ttir.index("{\n", ttir.index("tt.func"))])
+    roots += re.findall(r"scf\.for (%\w+) = ", ttir) if not re.search(r"scf\.for .* : i64", ttir) else []
+    bad = []
+    for line in ttir.splitlines():
+        found = re.match(r"\s*(?:%[\w#]+(?::\d+)? = )?\"?([\w.]+)\"?[ (](.*)", line)
+        if not found or found[1] == "tt.func" or found[1].startswith("tt.get_"):
+            continue
+        operation, rest = found[1], found[2].split(" loc(")[0]
+        if operation == "scf.for":
+            continue
+        uses = set(re.findall(r"%[\w#]+", rest))
+        if uses & set(roots) and operation not in HARMLESS:
+            bad.append(line.strip())
+        if operation == "arith.trunci" and re.search(r"i64>? to (?:tensor<\S*x)?i32\b", rest):
+            bad.append(line.strip())
+    return bad
