@@ -54,6 +54,8 @@ def why_not(backend: str, device: torch.device) -> str | None:
     return found if isinstance(found, str) else None
 
 
+# Under torch.compile the choice is made while tracing; its file and environment look-ups are no part of the graph.
+@torch.compiler.assume_constant_result
 def choose(device: torch.device, implemented: tuple[str, ...], backend: str | None = None) -> str:
     """The backend for an op with these implementations. Raises BackendUnavailable or ValueError.
 

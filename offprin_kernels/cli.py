@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     analyze.add_argument("--exclude", metavar="GLOB", nargs="+", default=[], help="leave out tensors of these names")
     analyze.add_argument("--save-masks", action="store_true", help="write masks/RUN.safetensors, one bit per weight")
     analyze.add_argument("--dry-run", action="store_true", help="print the plan, its bytes and memory, and stop")
-    analyze.add_argument("--overwrite", action="store_true", help="replace the results of another analysis in DIR")
+    analyze.add_argument("--overwrite", action="store_true", help="start anew, whatever analysis DIR holds")
     analyze.add_argument("--json", action="store_true", help="print summary.json instead of tables")
     analyze.add_argument("--quiet", action="store_true", help="no progress bar")
     analyze.add_argument("--io", choices=("auto", "mmap", "read"), default="auto", help="how files are read")

@@ -136,7 +136,7 @@ OFFPRIN_INLINE void add_code_norms_as(const uint8_t* a, const uint8_t* b, int64_
   for (int64_t i = 0; i < n; i += LANES) {
     // Through memory: converting on load saves the shuffle that splits a vector in two.
     alignas(64) float first[2][LANES / 2], second[2][LANES / 2];
-    const Codes x = load(a + 2 * i), y = load(b + 2 * i);
+    const Codes x = load_once(a + 2 * i), y = load_once(b + 2 * i);
     const Floats x_even = even_values(x), x_odd = odd_values(x), y_even = even_values(y), y_odd = odd_values(y);
     const Floats d_even = subtract_floats(y_even, x_even), d_odd = subtract_floats(y_odd, x_odd);
     most = larger_size(larger_size(most, d_even), d_odd);

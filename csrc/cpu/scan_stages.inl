@@ -21,7 +21,7 @@ static Survey survey(const uint8_t* a, const uint8_t* b, int64_t n, uint64_t* wo
     Flags f[GROUPS];
 #pragma GCC unroll 8
     for (int g = 0; g < GROUPS; ++g) {
-      const Codes x = load(a + 128 * w + 2 * LANES * g), y = load(b + 128 * w + 2 * LANES * g);
+      const Codes x = load_once(a + 128 * w + 2 * LANES * g), y = load_once(b + 128 * w + 2 * LANES * g);
       const Codes x_size = x & magnitude, y_size = y & magnitude;
       base_largest = larger(base_largest, x_size);
       tuned_largest = larger(tuned_largest, y_size);
@@ -41,8 +41,8 @@ OFFPRIN_INLINE void each_word(const uint8_t* a, const uint8_t* b, int64_t n, Use
     Codes x[GROUPS], y[GROUPS];
 #pragma GCC unroll 8
     for (int g = 0; g < GROUPS; ++g) {
-      x[g] = load(a + 128 * w + 2 * LANES * g);
-      y[g] = load(b + 128 * w + 2 * LANES * g);
+      x[g] = load_once(a + 128 * w + 2 * LANES * g);
+      y[g] = load_once(b + 128 * w + 2 * LANES * g);
     }
     use(w, x, y);
   }
@@ -161,14 +161,14 @@ static unsigned measure_distances(const uint8_t* a, const uint8_t* b, int64_t n,
     });
   } else if (seen.sign_flips != 0) {
     for (int64_t i = 0; i < n / LANES; ++i) {
-      const Codes d = ulp_distances(load(a + 2 * LANES * i), load(b + 2 * LANES * i));
+      const Codes d = ulp_distances(load_once(a + 2 * LANES * i), load_once(b + 2 * LANES * i));
       most = larger(most, d);
       store(out + 2 * LANES * i, d);
     }
   } else {
     // Where no signs differ, codes are as far apart as the numbers on the ordered line.
     for (int64_t i = 0; i < n / LANES; ++i) {
-      const Codes x = load(a + 2 * LANES * i), y = load(b + 2 * LANES * i);
+      const Codes x = load_once(a + 2 * LANES * i), y = load_once(b + 2 * LANES * i);
       const Codes d = subtract(larger(x, y), smaller(x, y));
       most = larger(most, d);
       store(out + 2 * LANES * i, d);

@@ -16,6 +16,12 @@ constexpr int LANES = 16;
 constexpr int WIDTH = 32;
 
 OFFPRIN_INLINE Codes load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+// A load that happens once: left alone, the compiler loads again for every use, and unaligned loads are dear.
+OFFPRIN_INLINE Codes load_once(const void* p) {
+  Codes x = load(p);
+  asm("" : "+x"(x));
+  return x;
+}
 OFFPRIN_INLINE void store(void* p, Codes x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
 OFFPRIN_INLINE Codes zero() { return _mm256_setzero_si256(); }
 OFFPRIN_INLINE Codes splat(int code) { return _mm256_set1_epi16(static_cast<short>(code)); }

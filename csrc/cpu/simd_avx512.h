@@ -19,6 +19,12 @@ constexpr int LANES = 32;  // codes in a vector
 constexpr int WIDTH = 64;  // bytes in a vector
 
 OFFPRIN_INLINE Codes load(const void* p) { return _mm512_loadu_si512(p); }
+// A load that happens once: left alone, the compiler loads again for every use, and unaligned loads are dear.
+OFFPRIN_INLINE Codes load_once(const void* p) {
+  Codes x = load(p);
+  asm("" : "+v"(x));
+  return x;
+}
 OFFPRIN_INLINE void store(void* p, Codes x) { _mm512_storeu_si512(p, x); }
 OFFPRIN_INLINE Codes zero() { return _mm512_setzero_si512(); }
 OFFPRIN_INLINE Codes splat(int code) { return _mm512_set1_epi16(static_cast<short>(code)); }

@@ -22,6 +22,7 @@ OFFPRIN_INLINE Codes load(const void* p) {
   memcpy(&x, p, sizeof x);
   return x;
 }
+OFFPRIN_INLINE Codes load_once(const void* p) { return load(p); }
 OFFPRIN_INLINE void store(void* p, Codes x) { memcpy(p, &x, sizeof x); }
 OFFPRIN_INLINE Codes zero() { return Codes{}; }
 OFFPRIN_INLINE Codes splat(int code) { return Codes{} + static_cast<uint16_t>(code); }

@@ -126,6 +126,7 @@ def tensor_row(unit: Unit, plan: Plan, run: int, tally: Tally) -> dict:
     partner = dict(unit.partners)[run]
     changed = int(tally.rule_counts[0, 0])
     counters = tally.counters.tolist()
+    cast = not unit.base.dtype == partner.tuned.dtype == "BF16"
     row = {
         "run": plan.names[run],
         "name": unit.name,
@@ -147,7 +148,7 @@ def tensor_row(unit: Unit, plan: Plan, run: int, tally: Tally) -> dict:
     }
     for rule, (count, uncast) in zip(plan.options.rules, tally.rule_counts.tolist(), strict=True):
         row[f"changed_{rule}"] = count
-        row[f"changed_uncast_{rule}"] = uncast if uncast >= 0 else None
+        row[f"changed_uncast_{rule}"] = uncast if cast and uncast >= 0 else None
     row |= {
         "sign_flips": counters[contract.SIGN_FLIPS],
         "zero_to_nonzero": counters[contract.ZERO_TO_NONZERO],
@@ -159,9 +160,7 @@ def tensor_row(unit: Unit, plan: Plan, run: int, tally: Tally) -> dict:
         "flagged_nonfinite": any(counters[contract.NAN_BASE :]),
     }
     row |= norm_fields(tally.norms[0], "")
-    has_uncast = tally.norms[1, contract.BASE_SQUARED] >= 0 or math.isnan(tally.norms[1, contract.BASE_SQUARED])
-    uncast_norms = tally.norms[1] if has_uncast and unit.total else np.full(contract.NORMS, np.nan)
-    row |= norm_fields(uncast_norms, "uncast_")
+    row |= norm_fields(tally.norms[1] if cast else None, "uncast_")
     row |= dispersion_fields(tally, changed, unit)
     row |= {
         "ulp_histogram": tally.ulp_histogram,
@@ -176,15 +175,15 @@ def sparsity(changed: int, total: int) -> float | None:
     return 1.0 - changed / total if total else None
 
 
-def norm_fields(norms: np.ndarray, prefix: str) -> dict:
+def norm_fields(norms: np.ndarray | None, prefix: str) -> dict:
+    """Norms from their squares; None where the un-cast values are the bf16 values themselves."""
+    names = ("base_norm", "update_norm", "relative_update", "base_dot_update", "update_max")
+    if norms is None:
+        return {f"{prefix}{name}": None for name in names}
     base, update = math.sqrt(norms[contract.BASE_SQUARED]), math.sqrt(norms[contract.UPDATE_SQUARED])
-    return {
-        f"{prefix}base_norm": base,
-        f"{prefix}update_norm": update,
-        f"{prefix}relative_update": update / base if base else None,
-        f"{prefix}base_dot_update": float(norms[contract.BASE_DOT_UPDATE]),
-        f"{prefix}update_max": float(norms[contract.UPDATE_MAX]),
-    }
+    dot, largest = float(norms[contract.BASE_DOT_UPDATE]), float(norms[contract.UPDATE_MAX])
+    values = (base, update, update / base if base else None, dot, largest)
+    return {f"{prefix}{name}": value for name, value in zip(names, values, strict=True)}
 
 
 def dispersion_fields(tally: Tally, changed: int, unit: Unit) -> dict:

@@ -112,7 +112,7 @@ def render(summary: dict, root: Path) -> str:
         lines += ["", "Agreement of update masks (all coordinates pooled)", pairs_table(summary["pairs"])]
     if summary["consensus"]:
         lines.append(consensus_text(summary["consensus"]))
-    state = "complete" if summary["complete"] else "PARTIAL: some tensors were not compared or hold NaN or Inf (see above)"
+    state = "complete" if summary["complete"] else "PARTIAL: some tensors could not be compared (see above)"
     lines += ["", f"{state}; results in {root}"]
     return "\n".join(lines).lstrip("\n")
 

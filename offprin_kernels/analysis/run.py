@@ -29,7 +29,7 @@ class Outcome:
 
     @property
     def complete(self) -> bool:
-        """False where tensors were left unmatched or refused, or hold NaN or Inf."""
+        """False where tensors were left unmatched or refused."""
         return self.summary["complete"]
 
 
@@ -53,7 +53,7 @@ def analyze(
         out: directory; empty, new, or of the same plan.
         command: recorded as provenance.
         device: where scans run; weights are streamed there slab by slab.
-        overwrite: replace the results of another plan.
+        overwrite: start anew, whatever analysis the directory holds.
         progress: called with bytes of weights as they are dealt with.
 
     Raises:

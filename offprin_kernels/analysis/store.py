@@ -32,16 +32,16 @@ class Store:
         plan = store.root / PLAN
         if store.root.exists() and not store.root.is_dir():
             raise OutputError(f"{store.root} is a file; name a directory for the results")
-        if plan.exists():
-            if read_json(plan) == json.loads(json.dumps(identity)):
-                (store.root / PARTS).mkdir(exist_ok=True)
-                return store
-            if not overwrite:
+        if plan.exists() and overwrite:
+            store.clear()
+        elif plan.exists():
+            if read_json(plan) != json.loads(json.dumps(identity)):
                 raise OutputError(
                     f"{store.root} holds the results of another pair, other options or files changed since; "
                     "choose another --out, or --overwrite to replace them"
                 )
-            store.clear()
+            (store.root / PARTS).mkdir(exist_ok=True)
+            return store
         elif store.root.exists() and any(store.root.iterdir()) and not overwrite:
             raise OutputError(f"{store.root} is not empty and holds no analysis; choose another --out, or --overwrite")
         (store.root / PARTS).mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,7 @@ LINEAR = {
     "c_attn": "qkv_proj",
     "query_key_value": "qkv_proj",
     "Wqkv": "qkv_proj",
+    "qkv": "qkv_proj",
     "q_a_proj": "q_a_proj",
     "q_b_proj": "q_b_proj",
     "kv_a_proj_with_mqa": "kv_a_proj",
@@ -54,7 +55,7 @@ LINEAR = {
 }
 FEED_FORWARD = frozenset({"gate_proj", "up_proj", "down_proj", "gate_up_proj"})
 EMBEDDINGS = frozenset({"embed_tokens", "tok_embeddings", "wte", "embed_in", "word_embeddings"})
-POSITIONS = frozenset({"wpe", "embed_positions", "position_embeddings", "embed_pos"})
+POSITIONS = frozenset({"wpe", "embed_positions", "position_embeddings", "embed_pos", "token_type_embeddings"})
 HEADS = frozenset({"lm_head", "embed_out", "output"})
 ROUTERS = frozenset({"router", "gate", "shared_expert_gate"})
 NORM = re.compile(r"norm|^ln_|^ln\d|^ln$")

@@ -164,6 +164,13 @@ class Checkpoint:
             entries = torch_file.entries
             self.ignored.extend(torch_file.ignored)
             self.aliases.update(torch_file.aliases)
+            self.notes += [f"tensor {name} shares its bytes with {first}" for name, first in torch_file.aliases.items()]
+            held = sum(tensor.numel() > 0 for tensor in torch_file.resident.values())
+            if held:
+                self.notes.append(
+                    f"{held} tensors of {file.path.name} are held in memory (old format, or not contiguous); "
+                    f"safetensors would be read row by row"
+                )
             self._resident.update({(index, name): tensor for name, tensor in torch_file.resident.items()})
         for entry in entries:
             self._add_tensor(index, entry, file, located)

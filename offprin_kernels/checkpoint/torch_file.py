@@ -52,7 +52,7 @@ def read_torch_file(path: Path) -> TorchFile:
     with open(path, "rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        loaded = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds more than plain tensors and could run code when loaded ({_first_line(error)}); "

@@ -185,9 +185,11 @@ def _replacing(path: Path) -> Iterator[int]:
 
 
 def _sync_directory(directory: Path) -> None:
-    # The rename itself is on the disk only once the directory is.
+    # The rename itself is on the disk only once the directory is. Some network file systems cannot sync a directory;
+    # the file is whole there too, so that is no failure.
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -46,6 +46,8 @@ def test_tensors_of_every_form(tmp_path: Path, io: str, new_format: bool) -> Non
         assert torch.equal(got.view(torch.uint8), expected.view(torch.uint8)) or not got.numel(), name
     assert torch.equal(checkpoint.read("transposed", 3, 9), whole.t()[3:9])
     assert checkpoint.files[0].format == "torch"
+    held = 2 if new_format else 7
+    assert checkpoint.notes[0].startswith(f"{held} tensors of pytorch_model.bin are held in memory")
 
 
 def test_zip_format_is_read_by_ranges_and_not_kept(tmp_path: Path) -> None:
@@ -143,6 +145,7 @@ def test_tied_weights_share_their_bytes(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "pytorch_model.bin")
     base = Checkpoint.open(tmp_path)
     assert base.aliases == {"lm_head.weight": "model.embed_tokens.weight"}
+    assert base.notes == ["tensor lm_head.weight shares its bytes with model.embed_tokens.weight"]
     tuned = Checkpoint.open(save(tmp_path / "tuned", {"model.embed_tokens.weight": bf16(20, 8, seed=1)}))
     pairing = checked(base, tuned)
     assert status(pairing, "base", "lm_head.weight") == "tied"

@@ -24,6 +24,9 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 
+# Triton links AMD code by itself since 3.5; before, it needs ROCm's linker.
+HIP_LINKS = tuple(int(v) for v in triton.__version__.split(".")[:2]) >= (3, 5)
+
 NVIDIA_TOOLS = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -44,15 +47,16 @@ class Compiled:
         self.registers, self.spilled = self.cuda_usage() if self.cuda else self.hip_usage()
 
     def cuda_usage(self) -> tuple[int, int]:
-        """Registers of a thread, and bytes of local memory or stack: what a spill, or an indexed array, would need."""
+        """Registers of a thread, and instructions that read or write local memory, where spills go."""
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(self.asm["cubin"])
             file.flush()
-            command = [tool("cuobjdump"), "-res-usage", file.name]
+            command = [tool("cuobjdump"), "-res-usage", "-sass", file.name]
             listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        return number(r"REG:(\d+)", listing), number(r"LOCAL:(\d+)", listing) + number(r"STACK:(\d+)", listing)
+        return number(r"REG:(\d+)", listing), len(re.findall(r"\b(?:STL|LDL)\b", listing))
 
     def hip_usage(self) -> tuple[int, int]:
+        """Vector registers of a lane, and spilled registers plus bytes of scratch memory."""
         spilled = sum(number(rf"\.{kind}_spill_count:\s*(\d+)", self.text) for kind in ("vgpr", "sgpr"))
         scratch = number(r"\.private_segment_fixed_size:\s*(\d+)", self.text)
         return number(r"\.vgpr_count:\s*(\d+)", self.text), spilled + scratch
@@ -107,7 +111,8 @@ def narrow_offsets(ttir: str) -> list[str]:
     roots += re.findall(r"(%\w+): i32\b", ttir[: ttir.index("{\n", ttir.index("tt.func"))])
     roots += re.findall(r"scf\.for (%\w+) = ", ttir) if not re.search(r"scf\.for .* : i64", ttir) else []
     bad = []
-    for line in ttir.splitlines():
+    # Bodies of reductions work on data, and older versions of Triton reuse the names of loop counters in them.
+    for line in re.sub(r"\^bb0.*?tt\.(?:reduce|scan)\.return", "", ttir, flags=re.S).splitlines():
         found = re.match(r"\s*(?:%[\w#]+(?::\d+)? = )?\"?([\w.]+)\"?[ (](.*)", line)
         if not found or found[1] == "tt.func" or found[1].startswith("tt.get_"):
             continue

@@ -63,7 +63,7 @@ def test_every_bf16_pattern(backend, device, partner) -> None:
     check(after.view(shape), base.view(shape), RULES, Output.all(), backend, device)
 
 
-@pytest.mark.parametrize(("base_dtype", "tuned_dtype"), itertools.product(DTYPES, DTYPES))
+@pytest.mark.parametrize(("base_dtype", "tuned_dtype"), list(itertools.product(DTYPES, DTYPES)))
 @pytest.mark.parametrize("additive", [False, True])
 def test_every_pair_of_dtypes(backend, device, base_dtype, tuned_dtype, additive) -> None:
     for seed, make in enumerate((weights, random_bits)):

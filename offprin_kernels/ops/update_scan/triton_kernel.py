@@ -324,25 +324,26 @@ def settings(
     plain = len(rules) == 1 and rules[0].code in (c.RuleCode.BITWISE, c.RuleCode.STORAGE) and not additive
     words = plain and dtypes == (torch.bfloat16, torch.bfloat16) and divisor == 64
     words = words and not outputs & ~(c.Output.MASK | c.Output.ROWS)
-    # A wave of AMD has 64 lanes: half as many warps hold as many threads.
-    narrow = 2 if arch == "hip" else 1
     if words and (flat or columns >= 1024):
         # 32 elements (four 16-byte loads of each tensor) per thread; not yet measured on a device.
         block = 8192
         # Tiles that divide a row leave no thread without work; not yet measured on a device.
         while not flat and block > 1024 and columns % block:
             block //= 2
-        return Settings(True, flat, divisor, 1, block, block // 1024 // narrow or 1)
+        # A wave of AMD has 64 lanes: half as many warps hold as many threads.
+        return Settings(True, flat, divisor, 1, block, max(1, block // (2048 if arch == "hip" else 1024)))
+    heavy = len(rules) > 1 or bool(outputs & ~(c.Output.MASK | c.Output.ROWS | c.Output.COLUMNS))
+    # 16 elements per thread are two to four 16-byte loads of each tensor. Ahead of time, 32 spill; where much is made of
+    # each element, or where predicates take scalar registers (AMD), 16 do too. Not yet measured on a device.
+    per_thread, elements = (8, 2048) if heavy else (16, 4096)
     if c.Output.COLUMNS in outputs:
-        # Tall tiles: one 64-bit atomic per column serves 64 rows; not yet measured on a device.
-        block_m, block_n = (1, 4096) if rows == 1 else (64, 64)
+        # Tall tiles: one 64-bit atomic per column serves the rows of a tile; not yet measured on a device.
+        block_n = elements if rows == 1 else 64
     else:
-        block_n = min(4096, max(64, triton.next_power_of_2(columns)))
-        block_m = 4096 // block_n if rows > 1 else 1
-    # 16 elements per thread: two to four 16-byte loads of each tensor, and room for what is made of them; ahead-of-time
-    # compilation spills with 32, and with 16 where several rules look at two pairs of tiles. Not yet measured on a device.
-    per_thread = 8 if len(rules) > 1 and c.has_uncast(*dtypes, additive) else 16
-    return Settings(False, flat, divisor, block_m, block_n, max(1, block_m * block_n // (per_thread * 32) // narrow))
+        block_n = min(elements, max(64, triton.next_power_of_2(columns)))
+    block_m = elements // block_n if rows > 1 else 1
+    # A wave of AMD has 64 lanes, and gets half as many elements each: the same number of warps.
+    return Settings(False, flat, divisor, block_m, block_n, max(1, block_m * block_n // (per_thread * 32)))
 
 
 # ---- launches -------------------------------------------------------------------------------------------------------
