@@ -12,12 +12,11 @@ import os
 import torch
 
 from . import _native
+from ._native import BackendUnavailable
+
+__all__ = ["BACKENDS", "BackendUnavailable", "choose", "interpreting", "threads", "why_not"]
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
-
-
-class BackendUnavailable(RuntimeError):
-    """The backend that was asked for cannot run here."""
 
 
 @functools.cache
@@ -54,8 +53,6 @@ def why_not(backend: str, device: torch.device) -> str | None:
     return found if isinstance(found, str) else None
 
 
-# Under torch.compile the choice is made while tracing; its file and environment look-ups are no part of the graph.
-@torch.compiler.assume_constant_result
 def choose(device: torch.device, implemented: tuple[str, ...], backend: str | None = None) -> str:
     """The backend for an op with these implementations. Raises BackendUnavailable or ValueError.
 

@@ -30,7 +30,7 @@ def arch(device: torch.device) -> str:
 
 
 def signature_of(value: Any, annotation: str) -> Any:
-    """The type of an argument, as Triton spells it; integers are 32 bits wide unless their annotation says otherwise."""
+    """The type of an argument, as Triton spells it; integers have 32 bits unless an annotation says otherwise."""
     if isinstance(value, tuple):
         return tuple(signature_of(v, annotation) for v in value)
     return f"*{ELEMENTS[value.dtype]}" if isinstance(value, torch.Tensor) else annotation or "i32"
@@ -57,7 +57,7 @@ class Launch:
     def source(self) -> dict[str, Any]:
         """``signature``, ``constexprs`` and ``attrs`` for triton.compiler.ASTSource, as the JIT would derive them."""
         names = self.kernel.arg_names
-        everything = {**self.args, **{name: None for name in self.constexprs}}
+        everything = {**self.args, **dict.fromkeys(self.constexprs)}
         signature = {
             p.name: "constexpr" if p.name in self.constexprs else signature_of(everything[p.name], p.annotation_type)
             for p in self.kernel.params

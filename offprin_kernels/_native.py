@@ -7,6 +7,10 @@ import importlib
 from types import ModuleType
 
 
+class BackendUnavailable(RuntimeError):
+    """The backend that was asked for cannot run here."""
+
+
 @functools.cache
 def load(name: str) -> ModuleType | str:
     """The extension module ``offprin_kernels._<name>`` (``cpu`` or ``cuda``), or the reason why it cannot be had."""
@@ -23,7 +27,5 @@ def library(name: str) -> ModuleType:
     """The extension module; raises BackendUnavailable with the reason where there is none."""
     found = load(name)
     if isinstance(found, str):
-        from ._backend import BackendUnavailable
-
         raise BackendUnavailable(f"backend {name!r} is not available: {found}")
     return found

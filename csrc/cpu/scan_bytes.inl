@@ -1,13 +1,13 @@
 // The stages of update_scan that live on byte shuffles and fused arithmetic: AVX2 and AVX-512.
 
 // Histograms of the base's exponents, of all and of changed elements, by positional population count: the sixteen
-// exponents up to `top` become one-hot bytes, which full adders sum vertically; only every sixteenth vector is counted out.
+// exponents up to `top` become one-hot bytes, which full adders sum vertically; only every thirty-second vector is counted out.
 struct Exponents {
-  static constexpr int ROUND = 16;   // vectors between two counts
+  static constexpr int ROUND = 32;   // vectors between two counts
   static constexpr int SLACK = 3;    // the window follows the data down when it lies this much too high
   enum Table { ALL_HIGH, ALL_LOW, CHANGED_HIGH, CHANGED_LOW, TABLES };
 
-  alignas(64) uint8_t sums[TABLES][4][WIDTH];  // running bits of weight 1, 2, 4 and 8
+  alignas(64) uint8_t sums[TABLES][5][WIDTH];  // running bits of weight 1, 2, 4, 8 and 16
   int top;
 
   void begin() {
@@ -26,7 +26,7 @@ struct Exponents {
 
   void finish(Tally& tally) {
     for (int t = 0; t < TABLES && top >= 0; ++t)
-      for (int level = 0; level < 4; ++level) count_out(t, load_words(sums[t][level]), 1 << level, tally);
+      for (int level = 0; level < 5; ++level) count_out(t, load_words(sums[t][level]), 1 << level, tally);
     begin();
   }
 
@@ -66,7 +66,7 @@ struct Exponents {
       store_words(hot[CHANGED_HIGH][v], keep_bytes(hot_high, changed));
       store_words(hot[CHANGED_LOW][v], keep_bytes(hot_low, changed));
     }
-    for (int t = 0; t < TABLES; ++t) count_out(t, add_up(hot[t], sums[t]), 16, tally);
+    for (int t = 0; t < TABLES; ++t) count_out(t, add_up(hot[t], sums[t]), ROUND, tally);
   }
 
   static void count_outside(const uint8_t* codes, uint64_t outside, uint64_t changed, Tally& tally) {
@@ -80,26 +80,32 @@ struct Exponents {
     }
   }
 
-  // Adds sixteen vectors to the running bits; returns the bits of weight sixteen.
+  // Adds a round of vectors to the running bits; returns the bits of weight ROUND.
   static Words add_up(const uint8_t (*hot)[WIDTH], uint8_t (*sum)[WIDTH]) {
     Words ones = load_words(sum[0]), twos = load_words(sum[1]), fours = load_words(sum[2]), eights = load_words(sum[3]);
-    Words four[4], eight[2], sixteen, two_a, two_b;
+    Words sixteens = load_words(sum[4]), thirty_two, two[2], four[4], eight[2], sixteen[2];
+    for (int half = 0; half < 2; ++half, hot += 16) {
 #pragma GCC unroll 4
-    for (int q = 0; q < 4; ++q) {
-      full_add(two_a, ones, ones, load_words(hot[4 * q]), load_words(hot[4 * q + 1]));
-      full_add(two_b, ones, ones, load_words(hot[4 * q + 2]), load_words(hot[4 * q + 3]));
-      full_add(four[q], twos, twos, two_a, two_b);
+      for (int q = 0; q < 4; ++q) {
+        full_add(two[0], ones, ones, load_words(hot[4 * q]), load_words(hot[4 * q + 1]));
+        full_add(two[1], ones, ones, load_words(hot[4 * q + 2]), load_words(hot[4 * q + 3]));
+        full_add(four[q], twos, twos, two[0], two[1]);
+      }
+      full_add(eight[0], fours, fours, four[0], four[1]);
+      full_add(eight[1], fours, fours, four[2], four[3]);
+      full_add(sixteen[half], eights, eights, eight[0], eight[1]);
     }
-    full_add(eight[0], fours, fours, four[0], four[1]);
-    full_add(eight[1], fours, fours, four[2], four[3]);
-    full_add(sixteen, eights, eights, eight[0], eight[1]);
+    full_add(thirty_two, sixteens, sixteens, sixteen[0], sixteen[1]);
     store_words(sum[0], ones);
     store_words(sum[1], twos);
     store_words(sum[2], fours);
     store_words(sum[3], eights);
-    return sixteen;
+    store_words(sum[4], sixteens);
+    return thirty_two;
   }
 };
+
+constexpr int64_t NORM_BATCH = 256;  // elements
 
 // Thresholds 2^0 .. 2^(T-1) over distances that fit in bytes.
 template <int T>
@@ -124,44 +130,56 @@ static void count_distances(const uint16_t* distances, int64_t n, unsigned most,
   if (most >= 1) return count_byte_distances<1>(distances, n, at_least_counts);
 }
 
+// Adds one batch to the sums: fp32 values whose even elements come first, and their updates (EXACT) or tuned values.
+template <bool EXACT>
+OFFPRIN_INLINE void add_batch(const float (*base)[NORM_BATCH / 2], const float (*other)[NORM_BATCH / 2], NormSums& sums) {
+  constexpr int HALF = NORM_LANES / 2 / DOUBLES;  // accumulators for the even elements, and as many for the odd ones
+  Doubles total[NORMS - 1][2 * HALF];
+  for (int s = 0; s < NORMS - 1; ++s)
+    for (int h = 0; h < 2 * HALF; ++h) total[s][h] = load_doubles(sums.lanes[s] + DOUBLES * h);
+  for (int64_t i = 0; i < NORM_BATCH / 2; i += NORM_LANES / 2) {
+#pragma GCC unroll 4
+    for (int h = 0; h < 2 * HALF; ++h) {
+      const int64_t at = i + DOUBLES * (h % HALF);
+      const Doubles value = widen(base[h / HALF] + at), second = widen(other[h / HALF] + at);
+      const Doubles update = EXACT ? second : subtract_doubles(second, value);
+      total[BASE_SQUARED][h] = EXACT ? fused(value, value, total[BASE_SQUARED][h])
+                                     : unfused(value, value, total[BASE_SQUARED][h]);
+      total[UPDATE_SQUARED][h] = EXACT ? fused(update, update, total[UPDATE_SQUARED][h])
+                                       : unfused(update, update, total[UPDATE_SQUARED][h]);
+      total[BASE_DOT_UPDATE][h] = EXACT ? fused(value, update, total[BASE_DOT_UPDATE][h])
+                                        : unfused(value, update, total[BASE_DOT_UPDATE][h]);
+    }
+  }
+  for (int s = 0; s < NORMS - 1; ++s)
+    for (int h = 0; h < 2 * HALF; ++h) store_doubles(sums.lanes[s] + DOUBLES * h, total[s][h]);
+}
+
 // EXACT: every difference is exact in fp32 and every product in fp64, so that fp32 subtraction and fused sums give the
 // same bits as the general form.
 template <bool EXACT>
 OFFPRIN_INLINE void add_code_norms_as(const uint8_t* a, const uint8_t* b, int64_t n, NormSums& sums) {
-  constexpr int HALF = NORM_LANES / 2 / DOUBLES;  // accumulators for the even elements, and as many for the odd ones
-  Doubles total[NORMS - 1][2][HALF];
-  for (int s = 0; s < NORMS - 1; ++s)
-    for (int h = 0; h < 2 * HALF; ++h) total[s][h / HALF][h % HALF] = load_doubles(sums.lanes[s] + DOUBLES * h);
+  // In batches through memory: converting to fp64 on load saves the shuffle that splits a vector in two.
+  alignas(64) float base[2][NORM_BATCH / 2], other[2][NORM_BATCH / 2];
   Words most = zero_words();
-  for (int64_t i = 0; i < n; i += LANES) {
-    // Through memory: converting on load saves the shuffle that splits a vector in two.
-    alignas(64) float first[2][LANES / 2], second[2][LANES / 2];
-    const Codes x = load_once(a + 2 * i), y = load_once(b + 2 * i);
-    const Floats x_even = even_values(x), x_odd = odd_values(x), y_even = even_values(y), y_odd = odd_values(y);
-    const Floats d_even = subtract_floats(y_even, x_even), d_odd = subtract_floats(y_odd, x_odd);
-    most = larger_size(larger_size(most, d_even), d_odd);
-    store_floats(first[0], x_even);
-    store_floats(first[1], x_odd);
-    store_floats(second[0], EXACT ? d_even : y_even);
-    store_floats(second[1], EXACT ? d_odd : y_odd);
-#pragma GCC unroll 2
-    for (int parity = 0; parity < 2; ++parity) {
-#pragma GCC unroll 2
-      for (int h = 0; h < LANES / 2 / DOUBLES; ++h) {
-        const Doubles value = widen(first[parity] + DOUBLES * h), other = widen(second[parity] + DOUBLES * h);
-        const Doubles update = EXACT ? other : subtract_doubles(other, value);
-        const auto sum = EXACT ? fused : unfused;
-        Doubles& squares = total[BASE_SQUARED][parity][h % HALF];
-        Doubles& update_squares = total[UPDATE_SQUARED][parity][h % HALF];
-        Doubles& dots = total[BASE_DOT_UPDATE][parity][h % HALF];
-        squares = sum(value, value, squares);
-        update_squares = sum(update, update, update_squares);
-        dots = sum(value, update, dots);
-      }
+  for (int64_t done = 0; done < n; done += NORM_BATCH) {
+    const int64_t size = n - done < NORM_BATCH ? n - done : NORM_BATCH;
+    if (size < NORM_BATCH) {
+      __builtin_memset(base, 0, sizeof base);
+      __builtin_memset(other, 0, sizeof other);
     }
+    for (int64_t i = 0; i < size; i += LANES) {
+      const Codes x = load_once(a + 2 * (done + i)), y = load_once(b + 2 * (done + i));
+      const Floats x_even = even_values(x), x_odd = odd_values(x), y_even = even_values(y), y_odd = odd_values(y);
+      const Floats d_even = subtract_floats(y_even, x_even), d_odd = subtract_floats(y_odd, x_odd);
+      most = larger_size(larger_size(most, d_even), d_odd);
+      store_floats(base[0] + i / 2, x_even);
+      store_floats(base[1] + i / 2, x_odd);
+      store_floats(other[0] + i / 2, EXACT ? d_even : y_even);
+      store_floats(other[1] + i / 2, EXACT ? d_odd : y_odd);
+    }
+    add_batch<EXACT>(base, other, sums);
   }
-  for (int s = 0; s < NORMS - 1; ++s)
-    for (int h = 0; h < 2 * HALF; ++h) store_doubles(sums.lanes[s] + DOUBLES * h, total[s][h / HALF][h % HALF]);
   const unsigned size = largest_size(most);
   if (size > sums.largest) sums.largest = size;
 }

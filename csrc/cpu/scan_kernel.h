@@ -36,6 +36,7 @@ struct alignas(64) Scratch {
   uint16_t distances[BLOCK];    // in ULP
   uint64_t bitwise[BLOCK_WORDS + 1];
   uint64_t other[BLOCK_WORDS + 1];
+  uint64_t row[BLOCK_WORDS];
   uint8_t column_counters[STRIP];  // changed rows of each column since they were last emptied
 };
 

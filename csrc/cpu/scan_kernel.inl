@@ -87,7 +87,7 @@ struct Scan {
     if (valid % 64 != 0) words[valid / 64] &= (uint64_t{1} << (valid % 64)) - 1;
   }
 
-  void add_block(const Block& block) {
+  void add_block(const Block& block, const Ahead& ahead) {
     const int64_t n = block.rows * block.columns, padded = (n + 63) / 64 * 64;
     const uint8_t* base = at(job.base, job.base_dtype, block.row, block.column);
     const uint8_t* tuned = at(job.tuned, job.tuned_dtype, block.row, block.column);
@@ -96,7 +96,7 @@ struct Scan {
     const uint8_t* a = codes(0, base, job.base_dtype == BF16, n, padded);
     const uint8_t* b = codes(1, tuned, job.tuned_dtype == BF16 && !job.additive, n, padded);
 
-    const Survey seen = survey(a, b, padded, scratch.bitwise);
+    const Survey seen = survey(a, b, padded, ahead, scratch.bitwise);
     if (seen.zeros() || seen.nan()) forgive_zeros_and_nan(a, b, padded, scratch.bitwise);
     bool rounded = false;
     for (int32_t r = job.rules - 1; r >= 0; --r) {
@@ -146,25 +146,30 @@ struct Scan {
     for (int64_t r = 0; r < block.rows; ++r) use_row(block, r, words);
   }
 
-  // The i-th word of the row that begins at bit `offset` of the block's words.
-  static uint64_t row_word(const uint64_t* words, int64_t offset, int64_t i, int64_t columns) {
-    const int64_t bit = offset + 64 * i;
-    const int shift = static_cast<int>(bit % 64);
-    uint64_t value = words[bit / 64] >> shift;
-    if (shift != 0) value |= words[bit / 64 + 1] << (64 - shift);
-    const int64_t left = columns - 64 * i;
-    return left < 64 ? value & ((uint64_t{1} << left) - 1) : value;
+  // The words of the block's r-th row, shifted down to begin at bit 0 where they do not.
+  const uint64_t* row_words(const Block& block, int64_t r, const uint64_t* words) const {
+    const int64_t first = r * block.columns / 64;
+    const int shift = static_cast<int>(r * block.columns % 64);
+    if (block.rows == 1 || (shift == 0 && block.columns % 64 == 0)) return words + first;
+    uint64_t* out = scratch.row;
+    for (int64_t i = 0; i < (block.columns + 63) / 64; ++i) {
+      out[i] = words[first + i] >> shift;
+      if (shift != 0) out[i] |= words[first + i + 1] << (64 - shift);
+    }
+    drop_padding(out, block.columns);
+    return out;
   }
 
-  void use_row(const Block& block, int64_t r, const uint64_t* words) {
-    const int64_t row = block.row + r, first = (block.column - cell.column_begin) / 64;
-    uint8_t* mask = job.mask == nullptr ? nullptr : job.mask + row * row_bytes(job.columns) + block.column / 8;
-    uint8_t* counters = job.col_counts == nullptr ? nullptr : scratch.column_counters + 64 * first;
-    for (int64_t i = 0; i < (block.columns + 63) / 64; ++i) {
-      const uint64_t value = row_word(words, r * block.columns, i, block.columns);
-      row_changed += __builtin_popcountll(value);
-      if (mask != nullptr) __builtin_memcpy(mask + 8 * i, &value, sizeof value);
-      if (counters != nullptr) store_counters(counters + 64 * i, add_bits(load_counters(counters + 64 * i), value, 1));
+  void use_row(const Block& block, int64_t r, const uint64_t* block_words) {
+    const uint64_t* words = row_words(block, r, block_words);
+    const int64_t row = block.row + r, count = (block.columns + 63) / 64;
+    row_changed += popcount(words, count);
+    if (job.mask != nullptr)
+      __builtin_memcpy(job.mask + row * row_bytes(job.columns) + block.column / 8, words, static_cast<size_t>(8 * count));
+    if (job.col_counts != nullptr) {
+      uint8_t* counters = scratch.column_counters + (block.column - cell.column_begin);
+      for (int64_t i = 0; i < count; ++i, counters += 64)
+        store_counters(counters, add_bits(load_counters(counters), words[i], 1));
     }
     if (block.column + block.columns == cell.column_end) end_row(row);
   }
@@ -194,7 +199,10 @@ struct Scan {
       const int64_t rows_left = cell.row_end - row;
       for (int64_t column = cell.column_begin; column < cell.column_end; column += BLOCK) {
         const int64_t columns_left = cell.column_end - column;
-        add_block({row, column, rows < rows_left ? rows : rows_left, BLOCK < columns_left ? BLOCK : columns_left});
+        const bool last = columns_left <= BLOCK;
+        const int64_t next_row = last ? row + rows : row, next_column = last ? cell.column_begin : column + BLOCK;
+        add_block({row, column, rows < rows_left ? rows : rows_left, last ? columns_left : BLOCK},
+                  {at(job.base, job.base_dtype, next_row, next_column), at(job.tuned, job.tuned_dtype, next_row, next_column)});
       }
     }
     exponents.finish(tally);

@@ -6,18 +6,27 @@ constexpr int GROUPS = 64 / LANES;  // vectors for one word of mask
 // What a first look at a block tells; it decides which short cuts the later stages may take.
 struct Survey {
   unsigned base_largest, tuned_largest, smallest;  // magnitudes of codes
-  int64_t sign_flips;                              // differing sign bits, zeros and NaN included
+  bool signs_differ;                               // somewhere
 
   bool nonfinite() const { return base_largest >= INFINITY_CODE || tuned_largest >= INFINITY_CODE; }
   bool nan() const { return base_largest > INFINITY_CODE || tuned_largest > INFINITY_CODE; }
   bool zeros() const { return smallest == 0; }
 };
 
+// Where the next block lies: fetched while this one is worked on, since the stages after the first leave memory idle.
+struct Ahead {
+  const uint8_t *base, *tuned;
+};
+
 // Surveys the block and writes the words of "stored bits differ".
-static Survey survey(const uint8_t* a, const uint8_t* b, int64_t n, uint64_t* words) {
+static Survey survey(const uint8_t* a, const uint8_t* b, int64_t n, const Ahead& ahead, uint64_t* words) {
   const Codes magnitude = splat(MAGNITUDE);
-  Codes base_largest = zero(), tuned_largest = zero(), least = splat(0xFFFF), flips = zero();
+  Codes base_largest = zero(), tuned_largest = zero(), least = splat(0xFFFF), differing = zero();
   for (int64_t w = 0; w < n / 64; ++w) {
+    for (int line = 0; line < 128; line += 64) {
+      __builtin_prefetch(ahead.base + 128 * w + line, 0, PFL);
+      __builtin_prefetch(ahead.tuned + 128 * w + line, 0, PFL);
+    }
     Flags f[GROUPS];
 #pragma GCC unroll 8
     for (int g = 0; g < GROUPS; ++g) {
@@ -26,12 +35,12 @@ static Survey survey(const uint8_t* a, const uint8_t* b, int64_t n, uint64_t* wo
       base_largest = larger(base_largest, x_size);
       tuned_largest = larger(tuned_largest, y_size);
       least = smaller(least, smaller(x_size, y_size));
-      flips = add(flips, shift_right<15>(x ^ y));
-      f[g] = differ(x, y);
+      differing = differing | (x ^ y);
+      f[g] = equal(x, y);
     }
-    words[w] = word(f);
+    words[w] = ~word(f);
   }
-  return {largest(base_largest), largest(tuned_largest), smallest(least), code_total(flips)};
+  return {largest(base_largest), largest(tuned_largest), smallest(least), (largest(differing & splat(SIGN))) != 0};
 }
 
 // Calls use(w, x, y) for every word w, with the GROUPS vectors of base and tuned codes.
@@ -67,8 +76,8 @@ static void forgive_zeros_and_nan(const uint8_t* a, const uint8_t* b, int64_t n,
 static void words_stored(const uint8_t* a, const uint8_t* b, int64_t n, uint64_t* words) {
   each_word(a, b, n, [&](int64_t w, const Codes* x, const Codes* y) {
     Flags f[GROUPS];
-    for (int g = 0; g < GROUPS; ++g) f[g] = differ(x[g], y[g]);
-    words[w] = word(f);
+    for (int g = 0; g < GROUPS; ++g) f[g] = equal(x[g], y[g]);
+    words[w] = ~word(f);
   });
 }
 
@@ -108,10 +117,7 @@ static void words_values(const Rule& rule, const float* a, const float* b, int64
 
 // Sign flips and transitions between zero and nonzero.
 static void count_transitions(const uint8_t* a, const uint8_t* b, int64_t n, const Survey& seen, int64_t* counters) {
-  if (!seen.zeros() && !seen.nan()) {
-    counters[SIGN_FLIPS] += seen.sign_flips;
-    return;
-  }
+  if (!seen.zeros() && !seen.signs_differ) return;
   each_word(a, b, n, [&](int64_t, const Codes* x, const Codes* y) {
     Flags flip[GROUPS], born[GROUPS], dead[GROUPS];
     for (int g = 0; g < GROUPS; ++g) {
@@ -159,7 +165,7 @@ static unsigned measure_distances(const uint8_t* a, const uint8_t* b, int64_t n,
       }
       nan_against_number += __builtin_popcountll(word(one_nan));
     });
-  } else if (seen.sign_flips != 0) {
+  } else if (seen.signs_differ) {
     for (int64_t i = 0; i < n / LANES; ++i) {
       const Codes d = ulp_distances(load_once(a + 2 * LANES * i), load_once(b + 2 * LANES * i));
       most = larger(most, d);

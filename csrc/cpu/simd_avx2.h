@@ -25,7 +25,6 @@ OFFPRIN_INLINE Codes load_once(const void* p) {
 OFFPRIN_INLINE void store(void* p, Codes x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
 OFFPRIN_INLINE Codes zero() { return _mm256_setzero_si256(); }
 OFFPRIN_INLINE Codes splat(int code) { return _mm256_set1_epi16(static_cast<short>(code)); }
-OFFPRIN_INLINE Codes add(Codes a, Codes b) { return _mm256_add_epi16(a, b); }
 OFFPRIN_INLINE Codes subtract(Codes a, Codes b) { return _mm256_sub_epi16(a, b); }
 OFFPRIN_INLINE Codes larger(Codes a, Codes b) { return _mm256_max_epu16(a, b); }
 OFFPRIN_INLINE Codes smaller(Codes a, Codes b) { return _mm256_min_epu16(a, b); }
@@ -41,7 +40,6 @@ OFFPRIN_INLINE Codes distance_signed(Codes a, Codes b) {
 }
 
 OFFPRIN_INLINE Flags equal(Codes a, Codes b) { return _mm256_cmpeq_epi16(a, b); }
-OFFPRIN_INLINE Flags differ(Codes a, Codes b) { return _mm256_cmpeq_epi16(a, b) ^ _mm256_set1_epi16(-1); }
 OFFPRIN_INLINE Flags at_least(Codes a, Codes b) { return _mm256_cmpeq_epi16(_mm256_max_epu16(a, b), a); }
 OFFPRIN_INLINE Codes only(Flags keep, Codes a) { return _mm256_and_si256(keep, a); }
 OFFPRIN_INLINE Codes count_up(Codes counts, Flags where) { return _mm256_sub_epi16(counts, where); }

@@ -28,7 +28,6 @@ OFFPRIN_INLINE Codes load_once(const void* p) {
 OFFPRIN_INLINE void store(void* p, Codes x) { _mm512_storeu_si512(p, x); }
 OFFPRIN_INLINE Codes zero() { return _mm512_setzero_si512(); }
 OFFPRIN_INLINE Codes splat(int code) { return _mm512_set1_epi16(static_cast<short>(code)); }
-OFFPRIN_INLINE Codes add(Codes a, Codes b) { return _mm512_add_epi16(a, b); }
 OFFPRIN_INLINE Codes subtract(Codes a, Codes b) { return _mm512_sub_epi16(a, b); }
 OFFPRIN_INLINE Codes larger(Codes a, Codes b) { return _mm512_max_epu16(a, b); }
 OFFPRIN_INLINE Codes smaller(Codes a, Codes b) { return _mm512_min_epu16(a, b); }
@@ -44,7 +43,6 @@ OFFPRIN_INLINE Codes distance_signed(Codes a, Codes b) {
 }
 
 OFFPRIN_INLINE Flags equal(Codes a, Codes b) { return _mm512_cmpeq_epi16_mask(a, b); }
-OFFPRIN_INLINE Flags differ(Codes a, Codes b) { return _mm512_cmpneq_epi16_mask(a, b); }
 OFFPRIN_INLINE Flags at_least(Codes a, Codes b) { return _mm512_cmpge_epu16_mask(a, b); }
 OFFPRIN_INLINE Codes only(Flags keep, Codes a) { return _mm512_maskz_mov_epi16(keep, a); }
 OFFPRIN_INLINE Codes count_up(Codes counts, Flags where) { return _mm512_mask_add_epi16(counts, where, counts, splat(1)); }
@@ -123,7 +121,7 @@ OFFPRIN_INLINE Floats odd_values(Codes a) {
 }
 OFFPRIN_INLINE void store_floats(float* p, Floats a) { _mm512_storeu_ps(p, a); }
 OFFPRIN_INLINE Floats subtract_floats(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
-// Larger of the magnitudes as integers: NaN outranks Inf and so survives.
+// Larger of the magnitudes; as integers, where NaN outranks Inf and so survives.
 OFFPRIN_INLINE Words larger_size(Words largest, Floats a) {
   return _mm512_max_epu32(largest, _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7FFFFFFF)));
 }

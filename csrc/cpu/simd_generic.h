@@ -26,7 +26,6 @@ OFFPRIN_INLINE Codes load_once(const void* p) { return load(p); }
 OFFPRIN_INLINE void store(void* p, Codes x) { memcpy(p, &x, sizeof x); }
 OFFPRIN_INLINE Codes zero() { return Codes{}; }
 OFFPRIN_INLINE Codes splat(int code) { return Codes{} + static_cast<uint16_t>(code); }
-OFFPRIN_INLINE Codes add(Codes a, Codes b) { return a + b; }
 OFFPRIN_INLINE Codes subtract(Codes a, Codes b) { return a - b; }
 OFFPRIN_INLINE Codes choose(Flags which, Codes yes, Codes no) { return (yes & which) | (no & ~which); }
 OFFPRIN_INLINE Codes larger(Codes a, Codes b) { return choose((Flags)(a > b), a, b); }
@@ -43,7 +42,6 @@ OFFPRIN_INLINE Codes distance_signed(Codes a, Codes b) {
 }
 
 OFFPRIN_INLINE Flags equal(Codes a, Codes b) { return (Flags)(a == b); }
-OFFPRIN_INLINE Flags differ(Codes a, Codes b) { return (Flags)(a != b); }
 OFFPRIN_INLINE Flags at_least(Codes a, Codes b) { return (Flags)(a >= b); }
 OFFPRIN_INLINE Codes only(Flags keep, Codes a) { return keep & a; }
 OFFPRIN_INLINE Codes count_up(Codes counts, Flags where) { return counts - where; }

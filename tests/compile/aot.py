@@ -77,7 +77,9 @@ class Compiled:
         return number(r"\.amdhsa_float_denorm_mode_32\s+(\d+)", self.text) != 3
 
     def fuses_multiply_add(self) -> bool:
-        return bool(re.search(r"\bfma\.r[nz]" if self.cuda else r"\bv_(?:pk_)?(?:fma|fmac|mac|mad)_f(?:32|64)", self.text))
+        return bool(
+            re.search(r"\bfma\.r[nz]" if self.cuda else r"\bv_(?:pk_)?(?:fma|fmac|mac|mad)_f(?:32|64)", self.text)
+        )
 
 
 def number(pattern: str, text: str) -> int:

@@ -11,20 +11,20 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed; these tests compile its kernels")
 
-from offprin_kernels import _backend  # noqa: E402
+from offprin_kernels import _backend
 
 if _backend.interpreting():
     pytest.skip("TRITON_INTERPRET is set: Triton's kernels are Python functions then", allow_module_level=True)
 
-import triton  # noqa: E402
-import triton.language as tl  # noqa: E402
+import triton
+import triton.language as tl
 
-from offprin_kernels._launch import Launch  # noqa: E402
-from offprin_kernels.ops.mask_algebra import triton_kernel as algebra  # noqa: E402
-from offprin_kernels.ops.update_scan import contract as c  # noqa: E402
-from offprin_kernels.ops.update_scan import triton_kernel as update_scan  # noqa: E402
+from offprin_kernels._launch import Launch
+from offprin_kernels.ops.mask_algebra import triton_kernel as algebra
+from offprin_kernels.ops.update_scan import contract as c
+from offprin_kernels.ops.update_scan import triton_kernel as update_scan
 
-from . import aot  # noqa: E402
+from . import aot
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 BITWISE = (c.Rule.parse("bitwise"),)

@@ -25,13 +25,13 @@ def pack(dense: torch.Tensor, *, backend: str | None = None) -> torch.Tensor:
     """bool ``[m, n]`` -> packed ``uint8 [m, row_bytes(n)]``. Raises TypeError where the dtype is not bool."""
     if dense.dtype != torch.bool or dense.dim() != 2:
         raise TypeError(f"pack needs a 2-D bool tensor, got {dense.dim()}-D {dense.dtype}; compare with != 0 first")
-    return _pack(dense.contiguous(), choose(dense.device, BACKENDS, backend))
+    return _pack(dense.contiguous(), backend or "")
 
 
 def unpack(words: torch.Tensor, columns: int, *, backend: str | None = None) -> torch.Tensor:
     """Packed ``uint8 [m, row_bytes(columns)]`` -> bool ``[m, columns]``."""
     check(words, columns)
-    return _unpack(words.contiguous(), columns, choose(words.device, BACKENDS, backend))
+    return _unpack(words.contiguous(), columns, backend or "")
 
 
 def pair_counts(masks: Sequence[torch.Tensor], *, backend: str | None = None) -> torch.Tensor:
@@ -40,7 +40,7 @@ def pair_counts(masks: Sequence[torch.Tensor], *, backend: str | None = None) ->
     Returns int64 ``[R, R]``, symmetric, popcounts on the diagonal; exact.
     """
     check_alike(masks)
-    return _pair_counts([mask.contiguous() for mask in masks], choose(masks[0].device, BACKENDS, backend))
+    return _pair_counts([mask.contiguous() for mask in masks], backend or "")
 
 
 def agreement(masks: Sequence[torch.Tensor], columns: int, *, backend: str | None = None) -> torch.Tensor:
@@ -50,20 +50,19 @@ def agreement(masks: Sequence[torch.Tensor], columns: int, *, backend: str | Non
     """
     check_alike(masks)
     check(masks[0], columns)
-    chosen = choose(masks[0].device, BACKENDS, backend)
-    return _agreement([mask.contiguous() for mask in masks], columns, chosen)
+    return _agreement([mask.contiguous() for mask in masks], columns, backend or "")
 
 
 def row_counts(words: torch.Tensor, *, backend: str | None = None) -> torch.Tensor:
     """Set bits of each row, int64 ``[m]``; exact."""
     check(words, None)
-    return _row_counts(words.contiguous(), choose(words.device, BACKENDS, backend))
+    return _row_counts(words.contiguous(), backend or "")
 
 
 def col_counts(words: torch.Tensor, columns: int, *, backend: str | None = None) -> torch.Tensor:
     """Set bits of each column, int64 ``[columns]``; exact."""
     check(words, columns)
-    return _col_counts(words.contiguous(), columns, choose(words.device, BACKENDS, backend))
+    return _col_counts(words.contiguous(), columns, backend or "")
 
 
 def check(words: torch.Tensor, columns: int | None) -> None:
@@ -87,14 +86,16 @@ def check_alike(masks: Sequence[torch.Tensor]) -> None:
             )
 
 
-def implementation(backend: str) -> ModuleType:
-    module = {"reference": ".reference", "cpu": ".native", "triton": ".triton_kernel"}[backend]
+def implementation(device: torch.device, backend: str) -> ModuleType:
+    """Chosen inside the ops and not by their callers, so that a compiled graph holds no look-up of files or environment."""
+    chosen = choose(device, BACKENDS, backend)
+    module = {"reference": ".reference", "cpu": ".native", "triton": ".triton_kernel"}[chosen]
     return importlib.import_module(module, __package__)
 
 
 @torch.library.custom_op("offprin::mask_pack", mutates_args=())
 def _pack(dense: torch.Tensor, backend: str) -> torch.Tensor:
-    return implementation(backend).pack(dense)
+    return implementation(dense.device, backend).pack(dense)
 
 
 @_pack.register_fake
@@ -104,7 +105,7 @@ def _(dense: torch.Tensor, backend: str) -> torch.Tensor:
 
 @torch.library.custom_op("offprin::mask_unpack", mutates_args=())
 def _unpack(words: torch.Tensor, columns: int, backend: str) -> torch.Tensor:
-    return implementation(backend).unpack(words, columns)
+    return implementation(words.device, backend).unpack(words, columns)
 
 
 @_unpack.register_fake
@@ -114,7 +115,7 @@ def _(words: torch.Tensor, columns: int, backend: str) -> torch.Tensor:
 
 @torch.library.custom_op("offprin::mask_pair_counts", mutates_args=())
 def _pair_counts(masks: list[torch.Tensor], backend: str) -> torch.Tensor:
-    return implementation(backend).pair_counts(masks)
+    return implementation(masks[0].device, backend).pair_counts(masks)
 
 
 @_pair_counts.register_fake
@@ -124,7 +125,7 @@ def _(masks: list[torch.Tensor], backend: str) -> torch.Tensor:
 
 @torch.library.custom_op("offprin::mask_agreement", mutates_args=())
 def _agreement(masks: list[torch.Tensor], columns: int, backend: str) -> torch.Tensor:
-    return implementation(backend).agreement(masks, columns)
+    return implementation(masks[0].device, backend).agreement(masks, columns)
 
 
 @_agreement.register_fake
@@ -134,7 +135,7 @@ def _(masks: list[torch.Tensor], columns: int, backend: str) -> torch.Tensor:
 
 @torch.library.custom_op("offprin::mask_row_counts", mutates_args=())
 def _row_counts(words: torch.Tensor, backend: str) -> torch.Tensor:
-    return implementation(backend).row_counts(words)
+    return implementation(words.device, backend).row_counts(words)
 
 
 @_row_counts.register_fake
@@ -144,7 +145,7 @@ def _(words: torch.Tensor, backend: str) -> torch.Tensor:
 
 @torch.library.custom_op("offprin::mask_col_counts", mutates_args=())
 def _col_counts(words: torch.Tensor, columns: int, backend: str) -> torch.Tensor:
-    return implementation(backend).col_counts(words, columns)
+    return implementation(words.device, backend).col_counts(words, columns)
 
 
 @_col_counts.register_fake

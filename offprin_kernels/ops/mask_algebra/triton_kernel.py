@@ -3,6 +3,9 @@
 ``b_`` block values, ``p_`` pointers, ``o_`` offsets, ``m_`` masks, UPPER_CASE constexpr.
 """
 
+# ruff: noqa: RUF005 - Triton's compiler knows no starred tuples
+# mypy: disable-error-code="assignment"
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,65 +15,7 @@ import triton.language as tl
 
 from ... import _launch, packing
 from ... import numerics_triton as num
-
-# ---- pack and unpack ------------------------------------------------------------------------------------------------
-
-
-@triton.jit(do_not_specialize=["rows", "columns_over", "tiles"])
-def pack_kernel(
-    p_dense, p_bytes, rows: tl.int64, columns_over: tl.int64, tiles: tl.int64,
-    DIVISOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """Dense bytes, 0 or 1, to bits."""
-    program = tl.program_id(0).to(tl.int64)
-    # A product with DIVISOR tells the compiler how row starts are aligned.
-    columns = columns_over * DIVISOR
-    row_bytes = (columns + 63) // 64 * 8
-    o_m = program // tiles * BLOCK_M + tl.arange(0, BLOCK_M)
-    tile = program % tiles
-    o_byte = tile * (BLOCK_N // 8) + tl.arange(0, BLOCK_N // 8)
-    if DIVISOR % 8 == 0:
-        # Eight bytes of 0 or 1, multiplied, leave their bits in order in the top byte: no two products meet.
-        m_word = (o_m < rows)[:, None] & (o_byte < columns_over * (DIVISOR // 8))[None, :]
-        p_words = p_dense + o_m[:, None] * (columns_over * (DIVISOR // 8)) + o_byte[None, :]
-        b_bytes = (tl.load(p_words, mask=m_word, other=0) * 0x0102040810204080) >> 56
-    else:
-        o_n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        m_dense = (o_m < rows)[:, None] & (o_n < columns)[None, :]
-        b_dense = tl.load(p_dense + o_m[:, None] * columns + o_n[None, :], mask=m_dense, other=0).to(tl.int32)
-        b_bits = tl.reshape(b_dense, [BLOCK_M, BLOCK_N // 8, 8]) << tl.arange(0, 8)[None, None, :]
-        b_bytes = tl.sum(b_bits, axis=2)
-    m_byte = (o_m < rows)[:, None] & (o_byte < row_bytes)[None, :]
-    tl.store(p_bytes + o_m[:, None] * row_bytes + o_byte[None, :], b_bytes.to(tl.uint8), mask=m_byte)
-
-
-@triton.jit(do_not_specialize=["rows", "columns_over", "tiles"])
-def unpack_kernel(
-    p_bytes, p_dense, rows: tl.int64, columns_over: tl.int64, tiles: tl.int64,
-    DIVISOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """Bits to dense bytes, 0 or 1."""
-    program = tl.program_id(0).to(tl.int64)
-    columns = columns_over * DIVISOR
-    row_bytes = (columns + 63) // 64 * 8
-    o_m = program // tiles * BLOCK_M + tl.arange(0, BLOCK_M)
-    tile = program % tiles
-    if DIVISOR % 8 == 0:
-        o_byte = tile * (BLOCK_N // 8) + tl.arange(0, BLOCK_N // 8)
-        m_byte = (o_m < rows)[:, None] & (o_byte < columns_over * (DIVISOR // 8))[None, :]
-        b_byte = tl.load(p_bytes + o_m[:, None] * row_bytes + o_byte[None, :], mask=m_byte, other=0).to(tl.uint64)
-        # Byte i of the copies keeps bit i, and is raised to its top bit by an addition that cannot carry.
-        b_words = (b_byte * 0x0101010101010101) & 0x8040201008040201
-        b_words = ((b_words + 0x7F7F7F7F7F7F7F7F) >> 7) & 0x0101010101010101
-        p_words = p_dense + o_m[:, None] * (columns_over * (DIVISOR // 8)) + o_byte[None, :]
-        tl.store(p_words, b_words, mask=m_byte)
-    else:
-        o_n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        m_dense = (o_m < rows)[:, None] & (o_n < columns)[None, :]
-        b_byte = tl.load(p_bytes + o_m[:, None] * row_bytes + (o_n // 8)[None, :], mask=m_dense, other=0).to(tl.int32)
-        b_bits = (b_byte >> (tl.arange(0, BLOCK_N) % 8)[None, :]) & 1
-        tl.store(p_dense + o_m[:, None] * columns + o_n[None, :], b_bits.to(tl.uint8), mask=m_dense)
-
+from .triton_pack import pack_kernel, unpack_kernel
 
 # ---- counts over several masks --------------------------------------------------------------------------------------
 
@@ -136,9 +81,7 @@ def put_pairs(p_counts, b_counts, MASKS: tl.constexpr, SLOTS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["words"])
-def pairs_kernel(
-    p_masks, p_counts, words: tl.int64, SLOTS: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr
-):
+def pairs_kernel(p_masks, p_counts, words: tl.int64, SLOTS: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr):
     start = tl.program_id(0).to(tl.int64) * (BLOCK * TILES)
     o_word = start + tl.arange(0, BLOCK)
     # Full blocks load without a mask: 16-byte loads and fewer instructions.
@@ -272,7 +215,7 @@ def settings(kernel: str, rows: int, length: int, masks: int, arch: str) -> Sett
         # have too few blocks for that, and many masks too many counts for registers. Not yet measured on a device.
         return Settings(1, 1, 512, 8 if masks <= GROUP and length >= 1 << 16 else 1, warps)
     if kernel in ("pack", "unpack"):
-        # Four 16-byte accesses per thread; rows at odd places go byte by byte, 16 of them. Not yet measured on a device.
+        # Four 16-byte accesses per thread; rows at odd places go by bytes, 16 of them. Not yet measured on a device.
         divisor = 64 if length % 64 == 0 else 8 if length % 8 == 0 else 1
         elements = 8192 if divisor > 1 else 2048
         block_n = min(elements, max(64, triton.next_power_of_2(length)))
@@ -304,9 +247,7 @@ def plan_unpack(out: torch.Tensor, dense: torch.Tensor, arch: str) -> _launch.La
     return plan_dense("unpack", unpack_kernel, dense, out, arch)
 
 
-def plan_dense(
-    name: str, kernel: object, dense: torch.Tensor, packed: torch.Tensor, arch: str
-) -> _launch.Launch:
+def plan_dense(name: str, kernel: object, dense: torch.Tensor, packed: torch.Tensor, arch: str) -> _launch.Launch:
     rows, columns = dense.shape
     # Packed rows have no padding where columns are a multiple of 64: then the matrix is one long row.
     if columns % 64 == 0:

@@ -60,10 +60,9 @@ def scan(
         raise ValueError("at least one rule is needed")
     if additive and any(rule.code is RuleCode.STORAGE for rule in rules):
         raise ValueError("rule 'storage' compares stored bits, and a sum has none yet; use 'bitwise' with additive")
-    chosen = choose(base.device, BACKENDS, backend)
     flat = [value for rule in rules for value in (float(rule.code.value), rule.threshold)]
     tuned = tuned.to(base.device)
-    out = _scan(base.detach().contiguous(), tuned.detach().contiguous(), flat, outputs.value, additive, chosen)
+    out = _scan(base.detach().contiguous(), tuned.detach().contiguous(), flat, outputs.value, additive, backend or "")
     return ScanTensors(*out)
 
 
@@ -76,10 +75,12 @@ Eight = tuple[
 def _scan(
     base: torch.Tensor, tuned: torch.Tensor, rules: list[float], outputs: int, additive: bool, backend: str
 ) -> Eight:
+    # chosen here and not by the caller, so that a compiled graph holds no look-up of files or environment
+    chosen = choose(base.device, BACKENDS, backend)
     parsed = [Rule(RuleCode(int(code)), threshold) for code, threshold in zip(rules[::2], rules[1::2], strict=True)]
-    module = {"reference": ".reference", "cpu": ".native", "cuda": ".native", "triton": ".triton_kernel"}[backend]
+    module = {"reference": ".reference", "cpu": ".native", "cuda": ".native", "triton": ".triton_kernel"}[chosen]
     implementation = importlib.import_module(module, __package__)
-    function = implementation.scan_cuda if backend == "cuda" else implementation.scan
+    function = implementation.scan_cuda if chosen == "cuda" else implementation.scan
     return tuple(function(base, tuned, parsed, Output(outputs), additive))
 
 

@@ -14,6 +14,7 @@ import triton.language as tl
 from ... import _launch, packing
 from ... import numerics_triton as num
 from . import contract as c
+from . import triton_rules as rule
 
 # Stand left of "&": in the interpreter an int has no "&" with a constexpr on its right.
 WANT_MASK = tl.constexpr(int(c.Output.MASK))
@@ -25,12 +26,6 @@ WANT_ULP = tl.constexpr(int(c.Output.ULP_HISTOGRAM))
 WANT_EXPONENTS = tl.constexpr(int(c.Output.EXPONENT_HISTOGRAM))
 WANT_NORMS = tl.constexpr(int(c.Output.NORMS))
 
-BITWISE = tl.constexpr(int(c.RuleCode.BITWISE))
-ULP = tl.constexpr(int(c.RuleCode.ULP))
-ETA = tl.constexpr(int(c.RuleCode.ETA))
-STORAGE = tl.constexpr(int(c.RuleCode.STORAGE))
-
-ULP_NAN_BIN = tl.constexpr(c.ULP_NAN_BIN)
 ULP_BINS = tl.constexpr(c.ULP_BINS)
 EXPONENT_BINS = tl.constexpr(c.EXPONENT_BINS)
 NORMS = tl.constexpr(c.NORMS)
@@ -67,7 +62,7 @@ def words_kernel(
         b_b = tl.load(p_b, mask=o_word < words, other=0)
     # Each step leaves its answer in the top bit of both halves; no addition carries from one half to the other.
     b_flags = (((b_a ^ b_b) & 0x7FFF7FFF) + 0x7FFF7FFF) | (b_a ^ b_b)
-    if RULE == BITWISE:
+    if RULE == rule.BITWISE:
         b_a_magnitude = b_a & 0x7FFF7FFF
         b_b_magnitude = b_b & 0x7FFF7FFF
         b_not_zero = (b_a_magnitude | b_b_magnitude) + 0x7FFF7FFF
@@ -91,57 +86,6 @@ def words_kernel(
 
 
 # ---- tiles: every dtype, rule and output, one tile per program ------------------------------------------------------
-
-
-@triton.jit
-def changed_values(b_a, b_b, CODE: tl.constexpr, THRESHOLD: tl.constexpr):
-    """Which coordinates of two fp32 blocks changed; THRESHOLD holds the bits of an fp32 number."""
-    if CODE == STORAGE:
-        m_changed = num.fp32_bits(b_a) != num.fp32_bits(b_b)
-    else:
-        m_differ = b_a != b_b
-        if CODE != BITWISE:
-            b_limit = tl.full([1, 1], THRESHOLD, tl.int32).to(tl.float32, bitcast=True)
-            if CODE == ETA:
-                b_limit = b_limit * tl.maximum(tl.abs(b_a), tl.abs(b_b))
-            m_infinite = (tl.abs(b_a) == float("inf")) | (tl.abs(b_b) == float("inf"))
-            # Inf against anything else is a change: Inf > eta * Inf would hide it.
-            m_differ = (tl.abs(b_b - b_a) > b_limit) | (m_infinite & m_differ)
-        m_a_nan = b_a != b_a
-        m_b_nan = b_b != b_b
-        m_changed = tl.where(m_a_nan | m_b_nan, m_a_nan != m_b_nan, m_differ)
-    return m_changed
-
-
-@triton.jit
-def changed(b_a, b_b, CODE: tl.constexpr, THRESHOLD: tl.constexpr):
-    """Which coordinates of two blocks of bf16 codes changed."""
-    if CODE == STORAGE:
-        m_changed = b_a != b_b
-    elif CODE == BITWISE or CODE == ULP:
-        b_a_magnitude = b_a & num.MAGNITUDE
-        b_b_magnitude = b_b & num.MAGNITUDE
-        m_both_nan = tl.minimum(b_a_magnitude, b_b_magnitude) > num.INFINITY
-        if CODE == BITWISE:
-            m_changed = (b_a != b_b) & ((b_a_magnitude | b_b_magnitude) != 0) & (m_both_nan == 0)
-        else:
-            m_any_nan = tl.maximum(b_a_magnitude, b_b_magnitude) > num.INFINITY
-            m_changed = tl.where(m_any_nan, m_both_nan == 0, num.ulp_distance(b_a, b_b) > THRESHOLD)
-    else:
-        m_changed = changed_values(num.codes_to_fp32(b_a), num.codes_to_fp32(b_b), CODE, THRESHOLD)
-    return m_changed
-
-
-@triton.jit
-def ulp_bins(b_a, b_b):
-    """Histogram bin of each coordinate's ULP distance."""
-    b_distance = num.ulp_distance(b_a, b_b)
-    # Distances fit fp32 exactly, so its exponent field is floor(log2) + 127.
-    b_bins = (num.fp32_bits(b_distance.to(tl.float32)) >> 23) - 126
-    b_bins = tl.where(b_distance == 0, 0, b_bins)
-    m_a_nan = num.is_nan_code(b_a)
-    m_b_nan = num.is_nan_code(b_b)
-    return tl.where(m_a_nan | m_b_nan, tl.where(m_a_nan == m_b_nan, 0, ULP_NAN_BIN), b_bins)
 
 
 @triton.jit
@@ -204,15 +148,14 @@ def tiles_kernel(
     if ADDITIVE:
         b_b32 = num.add_fp32(b_a32, b_b32)
         b_b = num.round_to_bf16_codes(b_b32)
-    m_changed = changed(b_a, b_b, RULES[0], RULES[1])
+    m_changed = rule.changed(b_a, b_b, RULES[0], RULES[1])
 
     b_slots = tl.zeros([SLOTS], tl.int32)
     for i in tl.static_range(len(RULES) // 2):
-        m_rule = changed(b_a, b_b, RULES[2 * i], RULES[2 * i + 1])
-        if UNCAST and RULES[2 * i] != ULP:
-            b_slots = put_counts(
-                b_slots, 2 * i, m_rule, changed_values(b_a32, b_b32, RULES[2 * i], RULES[2 * i + 1])
-            )
+        m_rule = rule.changed(b_a, b_b, RULES[2 * i], RULES[2 * i + 1])
+        if UNCAST and RULES[2 * i] != rule.ULP:
+            m_uncast = rule.changed_values(b_a32, b_b32, RULES[2 * i], RULES[2 * i + 1])
+            b_slots = put_counts(b_slots, 2 * i, m_rule, m_uncast)
         else:
             b_slots = put_counts(b_slots, 2 * i, m_rule, m_rule & (m_rule == 0))
             # The first program turns a zero into UNDEFINED, the others leave it.
@@ -254,7 +197,7 @@ def tiles_kernel(
     outside = BLOCK_M * BLOCK_N - valid
     if WANT_ULP & OUTPUTS:
         o_bin = tl.arange(0, 32)
-        b_counts = tl.histogram(tl.ravel(ulp_bins(b_a, b_b)), 32).to(tl.int64)
+        b_counts = tl.histogram(tl.ravel(rule.ulp_bins(b_a, b_b)), 32).to(tl.int64)
         b_counts = tl.where(o_bin == 0, b_counts - outside, b_counts)
         tl.atomic_add(p_ulp + o_bin, b_counts, mask=(o_bin < ULP_BINS) & (b_counts != 0))
     if WANT_EXPONENTS & OUTPUTS:
@@ -333,8 +276,8 @@ def settings(
         # A wave of AMD has 64 lanes: half as many warps hold as many threads.
         return Settings(True, flat, divisor, 1, block, max(1, block // (2048 if arch == "hip" else 1024)))
     heavy = len(rules) > 1 or bool(outputs & ~(c.Output.MASK | c.Output.ROWS | c.Output.COLUMNS))
-    # 16 elements per thread are two to four 16-byte loads of each tensor. Ahead of time, 32 spill; where much is made of
-    # each element, or where predicates take scalar registers (AMD), 16 do too. Not yet measured on a device.
+    # 16 elements per thread are two to four 16-byte loads of each tensor. Ahead of time, 32 spill; where much is made
+    # of each element, or where predicates take scalar registers (AMD), 16 do too. Not yet measured on a device.
     per_thread, elements = (8, 2048) if heavy else (16, 4096)
     if c.Output.COLUMNS in outputs:
         # Tall tiles: one 64-bit atomic per column serves the rows of a tile; not yet measured on a device.
@@ -349,12 +292,12 @@ def settings(
 # ---- launches -------------------------------------------------------------------------------------------------------
 
 
-def threshold_of(rule: c.Rule) -> int:
+def threshold_of(r: c.Rule) -> int:
     """What the kernel compares with: whole ULP, or the bits of an fp32 number."""
-    if rule.code == c.RuleCode.ULP:
+    if r.code == c.RuleCode.ULP:
         # No two codes are farther apart than 0xFFFF.
-        return int(min(rule.threshold, 0xFFFF))
-    return torch.tensor(rule.threshold, dtype=torch.float32).view(torch.int32).item()
+        return int(min(r.threshold, 0xFFFF))
+    return int(torch.tensor(r.threshold, dtype=torch.float32).view(torch.int32).item())
 
 
 def plan(
@@ -374,7 +317,7 @@ def plan(
     programs = tiles * triton.cdiv(rows, s.block_m)
     pointers = {"p_mask": out.mask, "p_rows": out.row_counts, "p_rules": out.rule_counts}
     # Row and column counts of a flat tensor are those of its single row.
-    common = {"OUTPUTS": int(outputs), "FLAT": s.flat}
+    common: dict[str, object] = {"OUTPUTS": int(outputs), "FLAT": s.flat}
     # A view as 32-bit words needs 4-byte alignment, which a slice of a 16-bit tensor may lack.
     if s.words and base.data_ptr() % 4 == 0 and tuned.data_ptr() % 4 == 0:
         bits = {"p_base": flat_view(base, torch.uint32), "p_tuned": flat_view(tuned, torch.uint32)}
@@ -391,7 +334,7 @@ def plan(
     }  # fmt: skip
     constexprs = {
         "DIVISOR": s.divisor, "BASE": c.DTYPE_CODES[base.dtype], "TUNED": c.DTYPE_CODES[tuned.dtype],
-        "ADDITIVE": additive, "RULES": tuple(v for rule in rules for v in (int(rule.code), threshold_of(rule))),
+        "ADDITIVE": additive, "RULES": tuple(v for r in rules for v in (int(r.code), threshold_of(r))),
         "BLOCK_M": s.block_m, "BLOCK_N": s.block_n, **common,
     }  # fmt: skip
     launches = [_launch.Launch(tiles_kernel, programs, args, constexprs, s.num_warps)]
@@ -428,8 +371,8 @@ def empty_scan(
     """Zeros, and UNDEFINED where there is no un-cast comparison."""
     out = c.allocate(base, tuned, len(rules), outputs, additive)
     uncast = c.has_uncast(base.dtype, tuned.dtype, additive)
-    for i, rule in enumerate(rules):
-        if not uncast or rule.code == c.RuleCode.ULP:
+    for i, r in enumerate(rules):
+        if not uncast or r.code == c.RuleCode.ULP:
             out.rule_counts[i, 1] = c.UNDEFINED
     if not uncast and c.Output.NORMS in outputs:
         out.norms[1] = c.UNDEFINED

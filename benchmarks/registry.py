@@ -1,0 +1,43 @@
+"""Shapes of real layers, and the bytes that each op must move: declared once, used by CPU and GPU benchmarks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from offprin_kernels import packing
+from offprin_kernels.ops.update_scan import Output
+
+# rows x columns of linear layers that people compare
+SHAPES = {
+    "qwen3-8b.down_proj": (4096, 12288),
+    "llama3-70b.gate_proj": (28672, 8192),
+    "512MiB": (16384, 16384),
+    "4GB": (32768, 65536),
+}
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that cannot be avoided: every input read once, every output written once."""
+
+    read: int
+    written: int
+
+    @property
+    def total(self) -> int:
+        return self.read + self.written
+
+
+def update_scan_traffic(rows: int, columns: int, outputs: Output, itemsize: int = 2) -> Traffic:
+    written = 0
+    if Output.MASK in outputs:
+        written += rows * packing.row_bytes(columns)
+    if Output.ROWS in outputs:
+        written += 8 * rows
+    if Output.COLUMNS in outputs:
+        written += 8 * columns
+    return Traffic(2 * rows * columns * itemsize, written)
+
+
+def pair_counts_traffic(rows: int, columns: int, masks: int) -> Traffic:
+    return Traffic(masks * rows * packing.row_bytes(columns), 0)
