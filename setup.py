@@ -28,8 +28,9 @@ CUDA_ARCHS = "80;90;100"
 CXX_FLAGS = "-O3 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -pthread -Wall -Wextra"
 AVX2_FLAGS = "-mavx2 -mfma -mf16c -mbmi -mbmi2 -mpopcnt -mlzcnt"
 # GCC 12 takes its own _mm512_undefined_* helpers for uninitialised variables
-AVX512_FLAGS = (
-    "-Wno-uninitialized -Wno-maybe-uninitialized -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi -mavx512vpopcntdq -mavx512bitalg -mprefer-vector-width=512"
+AVX512_SETS = ("f", "bw", "vl", "dq", "vbmi", "vpopcntdq", "bitalg")
+AVX512_FLAGS = " ".join(f"-mavx512{name}" for name in AVX512_SETS) + (
+    " -mprefer-vector-width=512 -Wno-uninitialized -Wno-maybe-uninitialized"
 )
 
 
@@ -114,7 +115,9 @@ class NinjaBuild(build_ext):
             return self.skip("OFFPRIN_CUDA", "cuda", f"{missing} was not found (set CUDA_HOME or CXX)")
         home, archs = cuda_home(nvcc), cuda_archs(nvcc)
         if home is None or not archs:
-            return self.skip("OFFPRIN_CUDA", "cuda", f"{nvcc} does not answer, or knows none of the architectures wanted")
+            return self.skip(
+                "OFFPRIN_CUDA", "cuda", f"{nvcc} does not answer, or knows none of the architectures wanted"
+            )
         codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
         newest = max(archs, key=lambda arch: int(re.sub(r"\D", "", arch)))
         codes.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")

@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable
 
 
-def interleaved(candidates: dict[str, Callable[[int], object]], rounds: int = 9, warm_up: int = 1) -> dict[str, list[float]]:
+def interleaved(
+    candidates: dict[str, Callable[[int], object]], rounds: int = 9, warm_up: int = 1
+) -> dict[str, list[float]]:
     """Seconds of every round by candidate. Each is called with the round's number, to rotate among inputs."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(-warm_up, rounds):

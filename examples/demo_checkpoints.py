@@ -1,7 +1,7 @@
 """Trains a tiny Qwen3 from scratch and fine-tunes it three ways, so that `offprin analyze` has something real to read.
 
-Checkpoints are written by transformers' own save_pretrained: bf16, sharded, with an index. Everything is made here; nothing
-is downloaded. Takes about half a minute on two cores.
+Checkpoints are written by transformers' own save_pretrained: bf16, sharded, with an index. Everything is made here;
+nothing is downloaded. Takes about half a minute on two cores.
 
     python examples/demo_checkpoints.py demo-out/models
 """

@@ -20,7 +20,9 @@ def load(name: str) -> ModuleType | str:
         tool = {"cpu": "a C++17 compiler", "cuda": "nvcc (CUDA 12.8 or newer)"}[name]
         return f"the {name} library was not built; install {tool} and reinstall offprin-kernels"
     except ImportError as error:
-        return f"the {name} library was built but does not load here ({error}); reinstall offprin-kernels on this machine"
+        return (
+            f"the {name} library was built but does not load here ({error}); reinstall offprin-kernels on this machine"
+        )
 
 
 def library(name: str) -> ModuleType:

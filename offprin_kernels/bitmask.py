@@ -225,7 +225,9 @@ class BitMask:
         with safe_open(str(path), framework="pt", device=device) as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise ValueError(f"{path} holds no masks (its metadata lacks format={FORMAT}); write it with BitMask.save")
+                raise ValueError(
+                    f"{path} holds no masks (its metadata lacks format={FORMAT}); write it with BitMask.save"
+                )
             shapes = json.loads(metadata["shapes"])
             wanted = list(shapes) if names is None else list(names)
             missing = [name for name in wanted if name not in shapes]

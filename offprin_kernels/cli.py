@@ -41,14 +41,18 @@ def parser() -> argparse.ArgumentParser:
     analyze = commands.add_parser(
         "analyze",
         help="compare tuned checkpoints with their base",
-        description="Compare tuned checkpoints with their base in bf16 storage: which weights visibly changed, how, and "
-        "whether runs agree more than chance. Exit code 0: complete; 3: some tensors could not be compared, or the run "
-        "was cut short (the same command continues it); 2: bad input.",
+        description="Compare tuned checkpoints with their base in bf16 storage: which weights visibly changed, how, "
+        "and whether runs agree more than chance. Exit code 0: complete; 3: some tensors could not be compared, or the "
+        "run was cut short (the same command continues it); 2: bad input.",
     )
-    analyze.add_argument("base", metavar="BASE", help="directory, file, or hub id org/name[@revision] in the local cache")
+    analyze.add_argument(
+        "base", metavar="BASE", help="directory, file, or hub id org/name[@revision] in the local cache"
+    )
     analyze.add_argument("tuned", metavar="TUNED", nargs="+", help="one or more tuned checkpoints")
     analyze.add_argument("--out", metavar="DIR", type=Path, help="where results go (needed unless --dry-run)")
-    analyze.add_argument("--names", metavar="NAME", nargs="+", help="names of the tuned runs (default: from their paths)")
+    analyze.add_argument(
+        "--names", metavar="NAME", nargs="+", help="names of the tuned runs (default: from their paths)"
+    )
     analyze.add_argument("--rule", default="bitwise", help="bitwise (default), ulp, eta, atol or storage")
     analyze.add_argument("--threshold", type=float, help="of the rule: ULP, relative or absolute")
     analyze.add_argument(
@@ -89,8 +93,8 @@ def run_analyze(arguments: argparse.Namespace) -> int:
     if arguments.out is None and not arguments.dry_run:
         return fail("--out DIR is needed: where should the results go?")
     try:
-        rules = [Rule.parse(arguments.rule, arguments.threshold), *map(parse_rule, arguments.also)]
-        rules = tuple(dict.fromkeys(rules))
+        first = Rule.parse(arguments.rule, arguments.threshold)
+        rules = tuple(dict.fromkeys([first, *map(parse_rule, arguments.also)]))
         device = pick_device(arguments.device)
         options = planning.Options(rules, tuple(arguments.include), tuple(arguments.exclude), arguments.save_masks)
         base, *tuned = (
@@ -185,7 +189,9 @@ def run_env(arguments: argparse.Namespace) -> int:
 def plain(value: object) -> str:
     """A value of ``offprin env`` as lines a person reads."""
     if isinstance(value, dict):
-        return "".join(f"\n  {name}: {plain(item) if item is not None else 'not installed'}" for name, item in value.items())
+        return "".join(
+            f"\n  {name}: {plain(item) if item is not None else 'not installed'}" for name, item in value.items()
+        )
     if isinstance(value, list):
         return ", ".join(map(plain, value)) or "none"
     return "none" if value is None else str(value)

@@ -1,7 +1,7 @@
 """Null models: what agreement two update masks would show if geometry played no part.
 
-All take integer counts, so that nothing is re-read. Source: arXiv 2511.08567, section 2.2; the stratified variance is that
-of the Mantel-Haenszel test (Mantel and Haenszel 1959).
+All take integer counts, so that nothing is re-read. Source: arXiv 2511.08567, section 2.2; the stratified variance is
+that of the Mantel-Haenszel test (Mantel and Haenszel 1959).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 
 def bernoulli_jaccard(p: float, q: float) -> float:
-    """Expected Jaccard index of two independent uniform masks of densities p and q: pq / (p + q - pq); 1 if both are 0."""
+    """Expected Jaccard index of independent uniform masks of densities p and q: pq / (p + q - pq); 1 if both are 0."""
     union = p + q - p * q
     return p * q / union if union else 1.0
 
@@ -27,7 +27,7 @@ class IntersectionNull:
     variance: float
 
     def jaccard(self, changed_a: int, changed_b: int) -> float:
-        """Jaccard index at the mean: with strata by exponent, sum(h p q) / sum(h (p + q - p q)); 1 if both are empty."""
+        """Jaccard index at the mean; by exponent, sum(h p q) / sum(h (p + q - p q)). 1 if both are empty."""
         union = changed_a + changed_b - self.mean
         return self.mean / union if union > 0 else 1.0
 

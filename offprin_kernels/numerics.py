@@ -24,7 +24,7 @@ def fp32_bits(x: torch.Tensor) -> torch.Tensor:
 
 
 def round_to_bf16_codes(x: torch.Tensor) -> torch.Tensor:
-    """fp32 -> bf16 codes (int32, 0..65535), to nearest, ties to even; NaN stays NaN (quieted, sign and payload top kept)."""
+    """fp32 -> bf16 codes (int32, 0..65535), ties to even; NaN stays NaN (quieted, sign and payload top kept)."""
     bits = fp32_bits(x).to(torch.int64) & 0xFFFFFFFF
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     quieted = (bits >> 16) | QUIET

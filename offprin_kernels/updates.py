@@ -203,8 +203,8 @@ def visible(weight: torch.Tensor, update: torch.Tensor, *, backend: str | None =
         backend: as in :func:`update_scan`.
 
     Returns:
-        :class:`BitMask`. The sum is taken in fp32 and rounded once, to nearest even; nothing model-sized is made. An update
-        shows from about half a ULP of the weight on.
+        :class:`BitMask`. The sum is taken in fp32 and rounded once, to nearest even; nothing of the weight's size is
+        made. An update shows from about half a ULP of the weight on.
 
     Raises:
         TypeError, ValueError, BackendUnavailable: as :func:`update_scan`.

@@ -78,7 +78,11 @@ def test_jaccard_of_empty_masks_is_one_and_overlap_undefined() -> None:
 
 
 def test_save_and_load(tmp_path) -> None:
-    masks = {"a.weight": BitMask.from_dense(bits((5, 70))), "b": BitMask.from_dense(bits((3,))), "c": BitMask.zeros((0, 4))}
+    masks = {
+        "a.weight": BitMask.from_dense(bits((5, 70))),
+        "b": BitMask.from_dense(bits((3,))),
+        "c": BitMask.zeros((0, 4)),
+    }
     path = tmp_path / "masks.safetensors"
     BitMask.save(masks, path)
     loaded = BitMask.load(path)

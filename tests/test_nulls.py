@@ -70,4 +70,6 @@ def test_geometry_free_masks_have_no_excess_over_the_exponent_null() -> None:
     null = nulls.stratified_intersection(sizes, a, b)
     assert jaccard > 1.5 * uniform
     assert jaccard == pytest.approx(null.jaccard(scans[0].changed, scans[1].changed), rel=0.25)
-    assert abs(null.z_score(both)) < abs(nulls.stratified_intersection([base.numel()], [a.sum()], [b.sum()]).z_score(both))
+    assert abs(null.z_score(both)) < abs(
+        nulls.stratified_intersection([base.numel()], [a.sum()], [b.sum()]).z_score(both)
+    )

@@ -1,5 +1,8 @@
 // The stages of update_scan that live on byte shuffles and fused arithmetic: AVX2 and AVX-512.
 
+// Lines of the next block to fetch for every 64 elements, so that each stage fetches about as long as it computes.
+constexpr int EXPONENT_LINES = 1, NORM_LINES = 2;
+
 // Histograms of the base's exponents, of all and of changed elements, by positional population count: the sixteen
 // exponents up to `top` become one-hot bytes, which full adders sum vertically; only every thirty-second vector is counted out.
 struct Exponents {
@@ -30,7 +33,8 @@ struct Exponents {
     begin();
   }
 
-  void add_block(const uint8_t* a, const uint64_t* words, int64_t n, unsigned largest_code, Tally& tally) {
+  void add_block(const uint8_t* a, const uint64_t* words, int64_t n, unsigned largest_code, Ahead& ahead,
+                 Tally& tally) {
     const int largest_exponent = static_cast<int>(largest_code >> MANTISSA_BITS);
     if (largest_exponent > top || largest_exponent < top - SLACK) {
       finish(tally);
@@ -38,12 +42,12 @@ struct Exponents {
     }
     for (int64_t done = 0; done < n; done += ROUND * WIDTH) {
       const int64_t left = (n - done) / WIDTH;
-      add_round(a + 2 * done, reinterpret_cast<const uint8_t*>(words) + done / 8, left < ROUND ? left : ROUND, tally);
+      add_round(a + 2 * done, reinterpret_cast<const uint8_t*>(words) + done / 8, left < ROUND ? left : ROUND, ahead, tally);
     }
   }
 
  private:
-  void add_round(const uint8_t* a, const uint8_t* words, int64_t vectors, Tally& tally) {
+  void add_round(const uint8_t* a, const uint8_t* words, int64_t vectors, Ahead& ahead, Tally& tally) {
     static const uint8_t high[16] = {1, 2, 4, 8, 16, 32, 64, 128, 0, 0, 0, 0, 0, 0, 0, 0};
     static const uint8_t low[16] = {0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 4, 8, 16, 32, 64, 128};
     alignas(64) uint8_t hot[TABLES][ROUND][WIDTH];
@@ -52,6 +56,7 @@ struct Exponents {
         for (int t = 0; t < TABLES; ++t) store_words(hot[t][v], zero_words());
         continue;
       }
+      if (WIDTH == 64 || v % 2 == 0) ahead.fetch(EXPONENT_LINES);
       uint64_t changed = 0;
       __builtin_memcpy(&changed, words + v * (WIDTH / 8), WIDTH / 8);
       const uint8_t* codes = a + 2 * WIDTH * v;
@@ -158,7 +163,7 @@ OFFPRIN_INLINE void add_batch(const float (*base)[NORM_BATCH / 2], const float (
 // EXACT: every difference is exact in fp32 and every product in fp64, so that fp32 subtraction and fused sums give the
 // same bits as the general form.
 template <bool EXACT>
-OFFPRIN_INLINE void add_code_norms_as(const uint8_t* a, const uint8_t* b, int64_t n, NormSums& sums) {
+OFFPRIN_INLINE void add_code_norms_as(const uint8_t* a, const uint8_t* b, int64_t n, Ahead& ahead, NormSums& sums) {
   // In batches through memory: converting to fp64 on load saves the shuffle that splits a vector in two.
   alignas(64) float base[2][NORM_BATCH / 2], other[2][NORM_BATCH / 2];
   Words most = zero_words();
@@ -178,12 +183,14 @@ OFFPRIN_INLINE void add_code_norms_as(const uint8_t* a, const uint8_t* b, int64_
       store_floats(other[0] + i / 2, EXACT ? d_even : y_even);
       store_floats(other[1] + i / 2, EXACT ? d_odd : y_odd);
     }
+    ahead.fetch(NORM_LINES * NORM_BATCH / 64);
     add_batch<EXACT>(base, other, sums);
   }
   const unsigned size = largest_size(most);
   if (size > sums.largest) sums.largest = size;
 }
 
-static void add_code_norms(const uint8_t* a, const uint8_t* b, int64_t n, bool exact, NormSums& sums) {
-  exact ? add_code_norms_as<true>(a, b, n, sums) : add_code_norms_as<false>(a, b, n, sums);
+static void add_code_norms(const uint8_t* a, const uint8_t* b, int64_t n, bool exact, Ahead& ahead,
+                           NormSums& sums) {
+  exact ? add_code_norms_as<true>(a, b, n, ahead, sums) : add_code_norms_as<false>(a, b, n, ahead, sums);
 }

@@ -87,7 +87,7 @@ struct Scan {
     if (valid % 64 != 0) words[valid / 64] &= (uint64_t{1} << (valid % 64)) - 1;
   }
 
-  void add_block(const Block& block, const Ahead& ahead) {
+  void add_block(const Block& block, Ahead ahead) {
     const int64_t n = block.rows * block.columns, padded = (n + 63) / 64 * 64;
     const uint8_t* base = at(job.base, job.base_dtype, block.row, block.column);
     const uint8_t* tuned = at(job.tuned, job.tuned_dtype, block.row, block.column);
@@ -96,7 +96,9 @@ struct Scan {
     const uint8_t* a = codes(0, base, job.base_dtype == BF16, n, padded);
     const uint8_t* b = codes(1, tuned, job.tuned_dtype == BF16 && !job.additive, n, padded);
 
-    const Survey seen = survey(a, b, padded, ahead, scratch.bitwise);
+    // Four lines hold a word's worth of bf16 pairs; what the other stages do not fetch is left to the first.
+    const int survey_lines = 4 - (job.exponent_histogram != nullptr ? EXPONENT_LINES : 0) - (job.norms != nullptr ? NORM_LINES : 0);
+    const Survey seen = survey(a, b, padded, ahead, survey_lines, scratch.bitwise);
     if (seen.zeros() || seen.nan()) forgive_zeros_and_nan(a, b, padded, scratch.bitwise);
     bool rounded = false;
     for (int32_t r = job.rules - 1; r >= 0; --r) {
@@ -109,11 +111,11 @@ struct Scan {
       // Rule 0 comes last: its words are still there for the mask.
       const uint64_t* words = words_of(rule, a, b, padded, n, rounded);
       tally.rules[r][0] += popcount(words, padded / 64);
-      if (r == 0) use_words(block, words, padded / 64, a, padded - n, seen);
+      if (r == 0) use_words(block, words, padded / 64, a, padded - n, seen, ahead);
     }
     if (job.transitions) count_transitions(a, b, padded, seen, tally.counters);
     if (job.nonfinite && seen.nonfinite()) count_nonfinite(a, b, padded, tally.counters);
-    if (job.ulp_histogram != nullptr || job.norms != nullptr) add_distances_and_norms(a, b, padded, seen, uncast);
+    if (job.ulp_histogram != nullptr || job.norms != nullptr) add_distances_and_norms(a, b, padded, seen, uncast, ahead);
   }
 
   void load_values(const uint8_t* base, const uint8_t* tuned, int64_t n, int64_t padded) {
@@ -126,20 +128,21 @@ struct Scan {
     __builtin_memset(y + n, 0, static_cast<size_t>(4 * (padded - n)));
   }
 
-  void add_distances_and_norms(const uint8_t* a, const uint8_t* b, int64_t n, const Survey& seen, bool uncast) {
+  void add_distances_and_norms(const uint8_t* a, const uint8_t* b, int64_t n, const Survey& seen, bool uncast,
+                               Ahead& ahead) {
     const unsigned most = measure_distances(a, b, n, seen, scratch.distances, tally.nan_against_number);
     if (job.ulp_histogram != nullptr) count_distances(scratch.distances, n, most, tally.at_least);
     if (job.norms == nullptr) return;
     // Numbers less than 14 * 128 ULP apart are at most 14 exponents apart: b - a has at most 24 bits.
-    add_code_norms(a, b, n, !seen.nonfinite() && most < 14 * 128, code_sums);
+    add_code_norms(a, b, n, !seen.nonfinite() && most < 14 * 128, ahead, code_sums);
     if (uncast) value_sums.add_values(scratch.values[0], scratch.values[1], n);
   }
 
   // Exponents, mask, row and column counts of the changed words.
   void use_words(const Block& block, const uint64_t* words, int64_t count, const uint8_t* a, int64_t pads,
-                 const Survey& seen) {
+                 const Survey& seen, Ahead& ahead) {
     if (job.exponent_histogram != nullptr) {
-      exponents.add_block(a, words, 64 * count, seen.base_largest, tally);
+      exponents.add_block(a, words, 64 * count, seen.base_largest, ahead, tally);
       tally.exponents[0][0] -= pads;
     }
     if (job.mask == nullptr && job.row_counts == nullptr && job.col_counts == nullptr) return;
@@ -202,7 +205,7 @@ struct Scan {
         const bool last = columns_left <= BLOCK;
         const int64_t next_row = last ? row + rows : row, next_column = last ? cell.column_begin : column + BLOCK;
         add_block({row, column, rows < rows_left ? rows : rows_left, last ? columns_left : BLOCK},
-                  {at(job.base, job.base_dtype, next_row, next_column), at(job.tuned, job.tuned_dtype, next_row, next_column)});
+                  {{at(job.base, job.base_dtype, next_row, next_column), at(job.tuned, job.tuned_dtype, next_row, next_column)}, 0});
       }
     }
     exponents.finish(tally);

@@ -1,11 +1,13 @@
 // The stages that the AVX variants do with byte shuffles and fused arithmetic (scan_bytes.inl), in plain loops.
 
+constexpr int EXPONENT_LINES = 0, NORM_LINES = 0;  // see scan_bytes.inl
+
 // Histograms of the base's exponents, of all and of changed elements.
 struct Exponents {
   void begin() {}
   void finish(Tally&) {}
 
-  void add_block(const uint8_t* a, const uint64_t* words, int64_t n, unsigned, Tally& tally) {
+  void add_block(const uint8_t* a, const uint64_t* words, int64_t n, unsigned, Ahead&, Tally& tally) {
     // Four tables, so that equal neighbours do not wait for each other's increment.
     uint16_t table[4][2 * EXPONENT_BINS];
     __builtin_memset(table, 0, sizeof table);
@@ -32,7 +34,7 @@ static void count_distances(const uint16_t* distances, int64_t n, unsigned most,
 }
 
 // Sums of bf16 codes: even elements of each sixteen in the first eight lanes, odd ones in the others.
-static void add_code_norms(const uint8_t* a, const uint8_t* b, int64_t n, bool, NormSums& sums) {
+static void add_code_norms(const uint8_t* a, const uint8_t* b, int64_t n, bool, Ahead&, NormSums& sums) {
   for (int64_t i = 0; i < n; i += NORM_LANES) {
     uint16_t x_codes[NORM_LANES], y_codes[NORM_LANES];
     memcpy(x_codes, a + 2 * i, sizeof x_codes);

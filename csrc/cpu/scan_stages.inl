@@ -13,20 +13,24 @@ struct Survey {
   bool zeros() const { return smallest == 0; }
 };
 
-// Where the next block lies: fetched while this one is worked on, since the stages after the first leave memory idle.
+// Where the next block lies. Its lines are fetched a few at a time by the longer stages of this one: fetched all at once
+// they would make that stage wait, and memory would be idle during the others.
 struct Ahead {
-  const uint8_t *base, *tuned;
+  const uint8_t* source[2];
+  int64_t line;
+
+  inline __attribute__((always_inline)) void fetch(int lines) {
+    for (; lines > 0; --lines, ++line) __builtin_prefetch(source[line % 2] + line / 2 * 64);
+  }
 };
 
 // Surveys the block and writes the words of "stored bits differ".
-static Survey survey(const uint8_t* a, const uint8_t* b, int64_t n, const Ahead& ahead, uint64_t* words) {
+static Survey survey(const uint8_t* a, const uint8_t* b, int64_t n, Ahead& ahead, int lines_ahead,
+                     uint64_t* words) {
   const Codes magnitude = splat(MAGNITUDE);
   Codes base_largest = zero(), tuned_largest = zero(), least = splat(0xFFFF), differing = zero();
   for (int64_t w = 0; w < n / 64; ++w) {
-    for (int line = 0; line < 128; line += 64) {
-      __builtin_prefetch(ahead.base + 128 * w + line, 0, PFL);
-      __builtin_prefetch(ahead.tuned + 128 * w + line, 0, PFL);
-    }
+    ahead.fetch(lines_ahead);
     Flags f[GROUPS];
 #pragma GCC unroll 8
     for (int g = 0; g < GROUPS; ++g) {

@@ -127,7 +127,7 @@ def tensor_row(unit: Unit, plan: Plan, run: int, tally: Tally) -> dict:
     changed = int(tally.rule_counts[0, 0])
     counters = tally.counters.tolist()
     cast = not unit.base.dtype == partner.tuned.dtype == "BF16"
-    row = {
+    row: dict = {
         "run": plan.names[run],
         "name": unit.name,
         "tuned_name": partner.tuned.name,
@@ -187,7 +187,7 @@ def norm_fields(norms: np.ndarray | None, prefix: str) -> dict:
 
 
 def dispersion_fields(tally: Tally, changed: int, unit: Unit) -> dict:
-    """Variance of row and column densities over what independent coordinates of equal density would show (1: no stripes)."""
+    """Variance of row and column densities over that of independent coordinates of equal density (1: no stripes)."""
     fields = {}
     for axis, counts, length in (("row", tally.row_counts, unit.columns), ("column", tally.col_counts, unit.rows)):
         density = changed / unit.total if unit.total else 0.0

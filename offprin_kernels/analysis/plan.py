@@ -13,7 +13,7 @@ from .._version import __version__
 from ..checkpoint import Checkpoint, Pairing, TensorPair, TensorRef, describe, is_linear, pair
 from ..ops.update_scan import Rule
 
-# Elements of one slab: large enough that a scan runs at memory speed, small enough that three of them stay under 128 MiB.
+# Elements of one slab: large enough for a scan to run at memory speed, small enough that four stay under 128 MiB.
 # Part of the result's definition, because float sums are added slab by slab.
 SLAB_ELEMENTS = 1 << 23
 
@@ -128,7 +128,7 @@ def fingerprint(checkpoint: Checkpoint) -> dict:
 def make_plan(
     base: Checkpoint, tuned: Sequence[Checkpoint], options: Options, names: Sequence[str] | None = None
 ) -> Plan:
-    """Pair every tuned checkpoint with the base. Raises ValueError for no run, names that do not fit, nothing in common."""
+    """Pair every tuned checkpoint with the base. Raises ValueError: no run, unfit names, nothing in common."""
     if not tuned:
         raise ValueError("nothing to compare: name at least one tuned checkpoint after the base")
     names = run_names(tuned) if names is None else tuple(names)

@@ -15,7 +15,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     text = []
     for line in lines:
-        cells = [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        cells = [
+            line[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+        ]
         text.append("  ".join(cells).rstrip())
     text.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(text)
@@ -55,7 +58,8 @@ def rules_text(run: dict) -> str:
         share = percent(1 - counts["changed"] / run["all"]["total"]) if run["all"]["total"] else "-"
         text = f"{rule} {share}"
         if counts["changed_uncast"] is not None:
-            text += f" (un-cast {percent(1 - counts['changed_uncast'] / counts['total_uncast'])} of {counts['total_uncast']:,})"
+            uncast, of = counts["changed_uncast"], counts["total_uncast"]
+            text += f" (un-cast {percent(1 - uncast / of)} of {of:,})"
         parts.append(text)
     return "sparsity by rule: " + ", ".join(parts)
 
@@ -91,7 +95,11 @@ def ledger_text(ledger: dict, limit: int = 8) -> list[str]:
     lines = []
     for side, counts in ledger["counts"].items():
         lines.append(f"{side} tensors: " + ", ".join(f"{n} {status}" for status, n in counts.items() if n))
-    told = [entry for entry in ledger["entries"] if entry["reason"] and entry["status"] in ("unmatched", "refused", "partial", "tied")]
+    told = [
+        entry
+        for entry in ledger["entries"]
+        if entry["reason"] and entry["status"] in ("unmatched", "refused", "partial", "tied")
+    ]
     for entry in told[:limit]:
         lines.append(f"  {entry['status']}: {entry['side']} {entry['name']}: {entry['reason']}")
     if len(told) > limit:
@@ -106,7 +114,9 @@ def render(summary: dict, root: Path) -> str:
         lines += ["", f"{run['run']} against the base", run_table(run), rules_text(run)]
         if run["flagged_nonfinite"]:
             names = ", ".join(run["flagged_nonfinite"][:5])
-            lines.append(f"WARNING: NaN or Inf in {len(run['flagged_nonfinite'])} tensors ({names}); left out of the norms")
+            lines.append(
+                f"WARNING: NaN or Inf in {len(run['flagged_nonfinite'])} tensors ({names}); left out of the norms"
+            )
         lines += ledger_text(summary["ledger"][run["run"]])
     if summary["pairs"]:
         lines += ["", "Agreement of update masks (all coordinates pooled)", pairs_table(summary["pairs"])]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..checkpoint.write import atomic_write_bytes
+from .schema import COLUMNS, arrow_schema, is_list, numpy_dtype
 
 PLAN, PARTS, SUMMARY, LOG = "plan.json", "parts", "summary.json", "run_log.jsonl"
 TABLES = ("tensors", "pairs", "consensus", "stripes")
@@ -74,7 +75,7 @@ class Store:
         try:
             for table, rows in tables.items():
                 if rows:
-                    arrow = pa.Table.from_pylist(rows, schema=schema(list(rows[0])))
+                    arrow = pa.Table.from_pylist(rows, schema=arrow_schema(list(rows[0])))
                     sink = pa.BufferOutputStream()
                     pq.write_table(arrow, sink, compression="zstd")
                     atomic_write_bytes(partial / f"{table}.parquet", sink.getvalue().to_pybytes())
@@ -88,7 +89,7 @@ class Store:
 
         files = [self.part_path(index) / f"{table}.parquet" for index in range(parts)]
         files = [file for file in files if file.exists()]
-        wanted = schema(COLUMNS[table]) if not files else pq.read_schema(files[0])
+        wanted = arrow_schema(COLUMNS[table]) if not files else pq.read_schema(files[0])
         partial = self.root / f"{table}.parquet.partial"
         try:
             with pq.ParquetWriter(partial, wanted, compression="zstd") as writer:
@@ -111,9 +112,9 @@ class Store:
         """The scalar columns of a finished table as numpy arrays (object arrays where values may be missing)."""
         import pyarrow.parquet as pq
 
-        names = [name for name in pq.read_schema(self.root / f"{table}.parquet").names if name not in LISTS]
+        names = [name for name in pq.read_schema(self.root / f"{table}.parquet").names if not is_list(name)]
         arrow = pq.read_table(self.root / f"{table}.parquet", columns=names)
-        return {name: np.array(arrow[name].to_pylist(), dtype=dtype_of(name)) for name in names}
+        return {name: np.array(arrow[name].to_pylist(), dtype=numpy_dtype(name)) for name in names}
 
     def rows(self, table: str) -> list[dict]:
         """A finished table as dictionaries; for small tables."""
@@ -142,48 +143,3 @@ def read_json(path: Path) -> dict:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise OutputError(f"{path} cannot be read ({error}); delete it, or use --overwrite") from None
-
-
-NORMS = {"base_norm", "update_norm", "relative_update", "base_dot_update", "update_max"}
-FLOATS = (
-    NORMS
-    | {f"uncast_{name}" for name in NORMS}
-    | {"sparsity", "row_dispersion", "column_dispersion", "jaccard", "lift", "jaccard_bernoulli", "jaccard_exponent"}
-    | {"excess_over_exponent", "z_bernoulli", "z_exponent", "intersection_exponent", "intersection_exponent_variance"}
-)
-STRINGS = {"run", "run_a", "run_b", "name", "tuned_name", "kind", "base_dtype", "tuned_dtype", "status", "note", "rule", "axis"}
-LISTS = {"shape", "ulp_histogram", "exponent_all", "exponent_changed", "coordinates", "counts"}
-BOOLS = {"linear", "flagged_nonfinite"}
-COLUMNS = {
-    "pairs": (
-        "run_a run_b name layer kind linear total changed_a changed_b intersection union jaccard lift jaccard_bernoulli "
-        "jaccard_exponent excess_over_exponent z_bernoulli z_exponent intersection_exponent intersection_exponent_variance"
-    ).split(),
-    "consensus": "name layer kind runs total coordinates".split(),
-    "stripes": "run name axis length counts".split(),
-}
-
-
-def schema(names: list[str]):
-    """Arrow schema by column name, so that an all-null column has the same type in every run."""
-    import pyarrow as pa
-
-    def kind(name: str):
-        if name in STRINGS:
-            return pa.string()
-        if name in BOOLS:
-            return pa.bool_()
-        if name in LISTS:
-            return pa.list_(pa.int64())
-        return pa.float64() if name in FLOATS else pa.int64()
-
-    return pa.schema([(name, kind(name)) for name in names])
-
-
-def dtype_of(name: str):
-    """numpy dtype of a scalar column: missing floats become NaN, other columns with gaps stay objects."""
-    if name in FLOATS:
-        return np.float64
-    if name in BOOLS:
-        return np.bool_
-    return object if name in STRINGS or name == "layer" or "uncast" in name else np.int64

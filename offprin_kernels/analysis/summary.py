@@ -89,15 +89,17 @@ def pair_summary(a: str, b: str, pairs: Columns) -> dict:
     """
     rows = select(pairs, (pairs["run_a"] == a) & (pairs["run_b"] == b))
     null = IntersectionNull(rows["intersection_exponent"].sum(), rows["intersection_exponent_variance"].sum())
-    counts = (int(rows[key].sum()) for key in ("total", "changed_a", "changed_b", "intersection"))
+    total, a_changed, b_changed, both = (
+        int(rows[key].sum()) for key in ("total", "changed_a", "changed_b", "intersection")
+    )
     means = ("jaccard", "jaccard_bernoulli", "jaccard_exponent", "excess_over_exponent")
     tensors = len(rows["name"])
     return {
         "run_a": a,
         "run_b": b,
         "tensors": tensors,
-        "total": int(rows["total"].sum()),
-        "pooled": agreement_fields(*counts, null),
+        "total": total,
+        "pooled": agreement_fields(total, a_changed, b_changed, both, null),
         "mean_over_tensors": {key: float(rows[key].mean()) if tensors else None for key in means},
     }
 

@@ -34,7 +34,9 @@ def offprin(*arguments) -> int:
 
 def files(out: Path) -> dict[str, bytes]:
     """Everything an analysis leaves behind but the log of times."""
-    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file() and p.name != store.LOG}
+    return {
+        str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file() and p.name != store.LOG
+    }
 
 
 def test_numbers_are_those_of_plain_torch(pair, tmp_path) -> None:
@@ -221,10 +223,19 @@ def test_memory_stays_small_whatever_the_tensor(tmp_path) -> None:
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
         "sys.exit(code)\n"
     )
-    arguments = ["analyze", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--out", tmp_path / "out", "--quiet"]
+    arguments = [
+        "analyze",
+        tmp_path / "a.safetensors",
+        tmp_path / "b.safetensors",
+        "--out",
+        tmp_path / "out",
+        "--quiet",
+    ]
     for io in ("mmap", "read"):
         done = subprocess.run(
-            [sys.executable, "-c", script, *map(str, arguments), "--io", io, "--overwrite"], capture_output=True, text=True
+            [sys.executable, "-c", script, *map(str, arguments), "--io", io, "--overwrite"],
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
         unit = 1 if sys.platform == "darwin" else 1024
@@ -242,7 +253,7 @@ def test_two_runs_same_bytes(pair, tmp_path) -> None:
 
 
 def test_nan_and_inf_are_counted_and_flagged(pair, tmp_path, capsys) -> None:
-    base, runs, paths = pair
+    _, runs, paths = pair
     name = "model.layers.0.mlp.down_proj.weight"
     runs[0][name][3, 5], runs[0][name][4, 4] = float("nan"), float("inf")
     broken = save(tmp_path / "broken", runs[0])
@@ -269,7 +280,7 @@ def test_cast_sources_report_both_comparisons(pair, tmp_path, capsys) -> None:
 
 
 def test_partial_when_something_has_no_partner(pair, tmp_path, capsys) -> None:
-    base, runs, paths = pair
+    _, runs, paths = pair
     less = {name: t for name, t in runs[0].items() if "layers.1" not in name}
     assert offprin(paths[0], save(tmp_path / "less", less), "--out", tmp_path / "out") == 3
     assert "2 unmatched" in capsys.readouterr().out
@@ -281,7 +292,9 @@ def test_include_exclude_and_names(pair, tmp_path) -> None:
     assert offprin(*paths, "--out", tmp_path / "out", *options) == 0
     rows = pq.read_table(tmp_path / "out" / "tensors.parquet").to_pylist()
     assert {row["run"] for row in rows} == {"left", "right"}
-    assert {row["name"] for row in rows} == {f"model.layers.0.{m}.weight" for m in ("self_attn.q_proj", "mlp.down_proj")}
+    assert {row["name"] for row in rows} == {
+        f"model.layers.0.{m}.weight" for m in ("self_attn.q_proj", "mlp.down_proj")
+    }
 
 
 def test_dry_run_reads_no_weight_and_writes_nothing(pair, tmp_path, capsys, monkeypatch) -> None:

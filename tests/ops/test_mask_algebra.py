@@ -76,7 +76,9 @@ def test_many_masks(backend, device) -> None:
 
 
 def test_full_masks_do_not_overflow_counters(backend, device) -> None:
-    full = op.pack(torch.ones(70_000 if backend == "cpu" else 700, 64, dtype=torch.bool), backend="reference").to(device)
+    full = op.pack(torch.ones(70_000 if backend == "cpu" else 700, 64, dtype=torch.bool), backend="reference").to(
+        device
+    )
     assert op.col_counts(full, 64, backend=backend).unique().tolist() == [full.shape[0]]
 
 

@@ -13,6 +13,16 @@ from offprin_kernels.ops.update_scan import Rule, reference
 
 from .weights import SPECIAL_CODES, random_bits
 
+RULES = (
+    Rule.parse("bitwise"),
+    Rule.parse("ulp", 0),
+    Rule.parse("ulp", 5),
+    Rule.parse("eta"),
+    Rule.parse("eta", 0.5),
+    Rule.parse("atol", 1e-5),
+    Rule.parse("storage"),
+)
+
 
 def value(code: int) -> float:
     return struct.unpack("<f", struct.pack("<I", code << 16))[0]
@@ -54,7 +64,7 @@ def changed(a: int, b: int, rule: Rule) -> bool:
 def test_rules_by_scalar_definition() -> None:
     codes = torch.tensor([*SPECIAL_CODES, *range(0x3F70, 0x3F90), *range(0x8000, 0x8010), *range(0x7F70, 0x7F90)])
     a, b = torch.meshgrid(codes, codes, indexing="ij")
-    for rule in map(lambda r: Rule.parse(*r), [("bitwise",), ("ulp", 0), ("ulp", 5), ("eta",), ("eta", 0.5), ("atol", 1e-5), ("storage",)]):
+    for rule in RULES:
         got = reference.changed(a.int(), b.int(), rule)
         want = [[changed(int(x), int(y), rule) for y in codes] for x in codes]
         assert got.tolist() == want, str(rule)

@@ -64,7 +64,8 @@ def test_flush_to_zero_does_not_hide_subnormals() -> None:
         "a = torch.tensor([[1, 2, 3, 4] * 40], dtype=torch.int16).view(torch.bfloat16)\n"
         "b = torch.tensor([[2, 2, 3, 4] * 40], dtype=torch.int16).view(torch.bfloat16)\n"
         "s = update_scan(a, b, also=[('atol', 0.0), ('eta', 0.1)])\n"
-        "print(list(s.counts.values()), s.zero_to_nonzero, s.norms.update_squared > 0, torch.tensor(1e-40) * 1.0 == 0)\n"
+        "flushed = torch.tensor(1e-40) * 1.0 == 0\n"
+        "print(list(s.counts.values()), s.zero_to_nonzero, s.norms.update_squared > 0, flushed)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split("\n")[0] == "[40, 40, 40] 0 True tensor(True)", done.stdout + done.stderr

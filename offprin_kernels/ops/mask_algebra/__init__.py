@@ -87,7 +87,7 @@ def check_alike(masks: Sequence[torch.Tensor]) -> None:
 
 
 def implementation(device: torch.device, backend: str) -> ModuleType:
-    """Chosen inside the ops and not by their callers, so that a compiled graph holds no look-up of files or environment."""
+    """Chosen inside the ops, not by callers, so that a compiled graph holds no look-up of files or environment."""
     chosen = choose(device, BACKENDS, backend)
     module = {"reference": ".reference", "cpu": ".native", "triton": ".triton_kernel"}[chosen]
     return importlib.import_module(module, __package__)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..._backend import BackendUnavailable, choose
+from ..._backend import choose
 from . import contract
 from .contract import DTYPE_CODES, Output, Rule, RuleCode, ScanTensors
 
@@ -53,7 +53,9 @@ def scan(
         if tensor.dtype not in DTYPE_CODES:
             raise TypeError(f"{name} is {tensor.dtype}; update_scan compares bfloat16, float16 and float32 weights")
         if tensor.layout != torch.strided:
-            raise TypeError(f"{name} has layout {tensor.layout}; update_scan needs dense tensors, call .to_dense() first")
+            raise TypeError(
+                f"{name} has layout {tensor.layout}; update_scan needs dense tensors, call .to_dense() first"
+            )
     if base.shape != tuned.shape:
         raise ValueError(f"base has shape {tuple(base.shape)} and tuned {tuple(tuned.shape)}; they must be equal")
     if not rules:
@@ -81,9 +83,10 @@ def _scan(
     module = {"reference": ".reference", "cpu": ".native", "cuda": ".native", "triton": ".triton_kernel"}[chosen]
     implementation = importlib.import_module(module, __package__)
     function = implementation.scan_cuda if chosen == "cuda" else implementation.scan
-    return tuple(function(base, tuned, parsed, Output(outputs), additive))
+    found: ScanTensors = function(base, tuned, parsed, Output(outputs), additive)
+    return tuple(found)  # type: ignore[return-value]  # custom ops take no NamedTuple
 
 
 @_scan.register_fake
 def _(base: torch.Tensor, tuned: torch.Tensor, rules: list[float], outputs: int, additive: bool, backend: str) -> Eight:
-    return tuple(contract.allocate(base, tuned, len(rules) // 2, Output(outputs), additive))
+    return tuple(contract.allocate(base, tuned, len(rules) // 2, Output(outputs), additive))  # type: ignore[return-value]

@@ -99,7 +99,7 @@ class Output(enum.IntFlag):
             try:
                 flags |= cls[name.upper()]
             except (KeyError, AttributeError):
-                known = ", ".join(f.name.lower() for f in cls.all())
+                known = ", ".join(member.lower() for member in cls.__members__)
                 raise ValueError(f"unknown output {name!r}; choose from all, {known}") from None
         return flags
 

@@ -61,7 +61,7 @@ def scan_cuda(
     base: torch.Tensor, tuned: torch.Tensor, rules: Sequence[c.Rule], outputs: c.Output, additive: bool
 ) -> c.ScanTensors:
     if outputs & ~(c.Output.MASK | c.Output.ROWS):
-        raise BackendUnavailable("backend 'cuda' computes counts, mask and rows only; use backend='triton' for the rest")
+        raise BackendUnavailable("backend 'cuda' makes counts, mask and rows only; use backend='triton' for the rest")
     library = _native.library("cuda")
     with torch.cuda.device(base.device):
         # Its kernels add to their outputs, so these start at zero.

@@ -89,52 +89,86 @@ def words_kernel(
 
 
 @triton.jit
-def put_counts(b_slots, SLOT: tl.constexpr, m_low, m_high):
-    """``b_slots`` with the numbers of true in two tiles added at SLOT and SLOT + 1; one reduction serves both."""
-    # A tile has less than 2^15 elements, so neither half of the sum overflows.
-    both = tl.sum(tl.ravel(m_low.to(tl.int32) + (m_high.to(tl.int32) << 16)))
-    o_slot = tl.arange(0, SLOTS)
-    b_slots = tl.where(o_slot == SLOT, both & 0xFFFF, b_slots)
-    return tl.where(o_slot == SLOT + 1, both >> 16, b_slots)
+def fold(b_x, BLOCK: tl.constexpr, FOLD: tl.constexpr):
+    """Sums of FOLD neighbours, which one thread has loaded: no traffic between threads."""
+    return tl.sum(tl.reshape(b_x, [BLOCK // FOLD, FOLD]), axis=1)
 
 
 @triton.jit
-def put_norms(p_partials, program, programs, ROW: tl.constexpr, b_a, b_b):
-    """Stores one program's share of a row of norms at ``p_partials[NORMS * ROW + norm, program]``."""
-    p_partials += NORMS * ROW * programs + program
+def two_counts(m_low, m_high, BLOCK: tl.constexpr, FOLD: tl.constexpr):
+    """Numbers of true in two tiles, in the halves of one word: a program sees less than 2^15 elements."""
+    return fold(m_low.to(tl.int32) + (m_high.to(tl.int32) << 16), BLOCK, FOLD)
+
+
+@triton.jit
+def norm_sums(b_a, b_b, BLOCK: tl.constexpr, FOLD: tl.constexpr):
     b_wide = b_a.to(tl.float64)
     b_update = b_b.to(tl.float64) - b_wide
-    tl.store(p_partials, tl.sum(tl.ravel(b_wide * b_wide)))
-    tl.store(p_partials + programs, tl.sum(tl.ravel(b_update * b_update)))
-    tl.store(p_partials + 2 * programs, tl.sum(tl.ravel(b_wide * b_update)))
-    # Largest by the bits of the magnitude, where a NaN is above Inf.
-    largest = tl.max(tl.ravel(num.fp32_bits(b_b - b_a) & 0x7FFFFFFF))
-    tl.store(p_partials + 3 * programs, largest.to(tl.float32, bitcast=True).to(tl.float64))
+    b_squares = fold(b_wide * b_wide, BLOCK, FOLD)
+    return (b_squares, fold(b_update * b_update, BLOCK, FOLD), fold(b_wide * b_update, BLOCK, FOLD))
 
 
-@triton.jit(do_not_specialize=["rows", "columns_over", "tiles", "programs"])
-def tiles_kernel(
-    p_base, p_tuned, p_mask, p_rows, p_columns, p_rules, p_counters, p_ulp, p_exponents, p_partials,
-    rows: tl.int64, columns_over: tl.int64, tiles: tl.int64, programs: tl.int64,
-    DIVISOR: tl.constexpr, BASE: tl.constexpr, TUNED: tl.constexpr, ADDITIVE: tl.constexpr, RULES: tl.constexpr,
-    OUTPUTS: tl.constexpr, FLAT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+@triton.jit
+def largest_update(b_a, b_b, BLOCK: tl.constexpr, FOLD: tl.constexpr):
+    """Largest |b - a| by the bits of its magnitude, where a NaN is above Inf."""
+    b_bits = num.fp32_bits(b_b - b_a) & 0x7FFFFFFF
+    return tl.max(tl.reshape(b_bits, [BLOCK // FOLD, FOLD]), axis=1)
+
+
+@triton.jit
+def nothing(RULES: tl.constexpr, OUTPUTS: tl.constexpr, UNCAST: tl.constexpr, SIZE: tl.constexpr):
+    """The state before the first tile: zeros in the order that ``tile_state`` returns."""
+    COUNTS: tl.constexpr = (
+        len(RULES) // 2
+        + (2 if WANT_TRANSITIONS & OUTPUTS else 0)
+        + (2 if WANT_NONFINITE & OUTPUTS else 0)
+    )
+    b_state = ()
+    for _ in tl.static_range(COUNTS):
+        b_state = b_state + (tl.zeros([SIZE], tl.int32),)
+    if WANT_ULP & OUTPUTS:
+        b_state = b_state + (tl.zeros([32], tl.int32),)
+    if WANT_EXPONENTS & OUTPUTS:
+        b_state = b_state + (tl.zeros([2 * EXPONENT_BINS], tl.int32),)
+    if WANT_NORMS & OUTPUTS:
+        for _ in tl.static_range(6 if UNCAST else 3):
+            b_state = b_state + (tl.zeros([SIZE], tl.float64),)
+        for _ in tl.static_range(2 if UNCAST else 1):
+            b_state = b_state + (tl.zeros([SIZE], tl.int32),)
+    return b_state
+
+
+@triton.jit
+def merge(b_state, b_more, MAXIMA: tl.constexpr):
+    """Two states in one: sums, and maxima in the last MAXIMA places."""
+    b_merged = ()
+    for k in tl.static_range(len(b_state)):
+        if k < len(b_state) - MAXIMA:
+            b_merged = b_merged + (b_state[k] + b_more[k],)
+        else:
+            b_merged = b_merged + (tl.maximum(b_state[k], b_more[k]),)
+    return b_merged
+
+
+@triton.jit
+def tile_state(
+    p_base, p_tuned, p_mask, p_rows, p_columns, rows, columns, tile_m, tile_n,
+    BASE: tl.constexpr, TUNED: tl.constexpr, ADDITIVE: tl.constexpr, UNCAST: tl.constexpr, RULES: tl.constexpr,
+    OUTPUTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
-    UNCAST: tl.constexpr = ADDITIVE or BASE != num.BF16 or TUNED != num.BF16
-    program = tl.program_id(0).to(tl.int64)
-    tile_m = program * 0 if FLAT else program // tiles
-    tile_n = program if FLAT else program % tiles
-    # A product with DIVISOR tells the compiler how row starts are aligned.
-    columns = columns_over * DIVISOR
+    """Reads one tile, stores its share of mask, rows and columns, and returns what is added up over tiles."""
+    BLOCK: tl.constexpr = BLOCK_M * BLOCK_N
     o_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     o_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_m = o_m < rows
     m_n = o_n < columns
     o_element = o_m[:, None] * columns + o_n[None, :]
-    valid_rows = tl.minimum(rows - tile_m * BLOCK_M, BLOCK_M)
-    valid_columns = tl.minimum(columns - tile_n * BLOCK_N, BLOCK_N)
-    valid = valid_rows * valid_columns
+    valid_rows = tl.maximum(tl.minimum(rows - tile_m * BLOCK_M, BLOCK_M), 0)
+    valid = valid_rows * tl.minimum(columns - tile_n * BLOCK_N, BLOCK_N)
+    # A tile past the end of a flat tensor has fewer than no columns.
+    valid = tl.maximum(valid, 0)
     # Full tiles load without a mask and so by 16 bytes, whatever the number of columns of a single row.
-    if valid == BLOCK_M * BLOCK_N:
+    if valid == BLOCK:
         b_base = tl.load(p_base + o_element)
         b_tuned = tl.load(p_tuned + o_element)
     else:
@@ -150,16 +184,13 @@ def tiles_kernel(
         b_b = num.round_to_bf16_codes(b_b32)
     m_changed = rule.changed(b_a, b_b, RULES[0], RULES[1])
 
-    b_slots = tl.zeros([SLOTS], tl.int32)
+    b_state = ()
     for i in tl.static_range(len(RULES) // 2):
         m_rule = rule.changed(b_a, b_b, RULES[2 * i], RULES[2 * i + 1])
+        m_uncast = m_rule & (m_rule == 0)
         if UNCAST and RULES[2 * i] != rule.ULP:
             m_uncast = rule.changed_values(b_a32, b_b32, RULES[2 * i], RULES[2 * i + 1])
-            b_slots = put_counts(b_slots, 2 * i, m_rule, m_uncast)
-        else:
-            b_slots = put_counts(b_slots, 2 * i, m_rule, m_rule & (m_rule == 0))
-            # The first program turns a zero into UNDEFINED, the others leave it.
-            b_slots = tl.where(tl.arange(0, SLOTS) == 2 * i + 1, tl.where(program == 0, -1, 0), b_slots)
+        b_state = b_state + (two_counts(m_rule, m_uncast, BLOCK, FOLD),)
 
     if WANT_MASK & OUTPUTS:
         # A byte is made inside a thread, which holds eight neighbours after 16-byte loads of 16-bit values.
@@ -181,38 +212,118 @@ def tiles_kernel(
         m_a_zero = (b_a & num.MAGNITUDE) == 0
         m_b_zero = (b_b & num.MAGNITUDE) == 0
         m_flip = (((b_a ^ b_b) & num.SIGN) != 0) & m_numbers & ((m_a_zero | m_b_zero) == 0)
-        b_slots = put_counts(b_slots, COUNTER_SLOT, m_flip, m_a_zero & (m_b_zero == 0) & m_numbers)
+        m_from_zero = m_a_zero & (m_b_zero == 0) & m_numbers
         m_to_zero = m_b_zero & (m_a_zero == 0) & m_numbers
-        b_slots = put_counts(b_slots, COUNTER_SLOT + 2, m_to_zero, m_to_zero & m_a_zero)
+        b_state = b_state + (two_counts(m_flip, m_from_zero, BLOCK, FOLD), fold(m_to_zero.to(tl.int32), BLOCK, FOLD))
     if WANT_NONFINITE & OUTPUTS:
-        b_slots = put_counts(b_slots, COUNTER_SLOT + 3, m_a_nan, num.is_inf_code(b_a))
-        b_slots = put_counts(b_slots, COUNTER_SLOT + 5, m_b_nan, num.is_inf_code(b_b))
+        b_of_base = two_counts(m_a_nan, num.is_inf_code(b_a), BLOCK, FOLD)
+        b_state = b_state + (b_of_base, two_counts(m_b_nan, num.is_inf_code(b_b), BLOCK, FOLD))
+
+    # Elements outside the tensor were loaded as zeros, which all fall into the first bin of either histogram.
+    outside = (BLOCK - valid).to(tl.int32)
+    if WANT_ULP & OUTPUTS:
+        b_bins = tl.histogram(tl.ravel(rule.ulp_bins(b_a, b_b)), 32)
+        b_state = b_state + (b_bins - tl.where(tl.arange(0, 32) == 0, outside, 0),)
+    if WANT_EXPONENTS & OUTPUTS:
+        # One joint histogram of (changed, exponent) costs half of two.
+        b_exponent = (b_a & num.MAGNITUDE) >> num.MANTISSA_BITS
+        b_bins = tl.histogram(tl.ravel(b_exponent + m_changed.to(tl.int32) * EXPONENT_BINS), 2 * EXPONENT_BINS)
+        b_state = b_state + (b_bins - tl.where(tl.arange(0, 2 * EXPONENT_BINS) == 0, outside, 0),)
+    if WANT_NORMS & OUTPUTS:
+        b_visible_a = num.codes_to_fp32(b_a)
+        b_visible_b = num.codes_to_fp32(b_b)
+        b_state = b_state + norm_sums(b_visible_a, b_visible_b, BLOCK, FOLD)
+        if UNCAST:
+            b_state = b_state + norm_sums(b_a32, b_b32, BLOCK, FOLD)
+        b_state = b_state + (largest_update(b_visible_a, b_visible_b, BLOCK, FOLD),)
+        if UNCAST:
+            b_state = b_state + (largest_update(b_a32, b_b32, BLOCK, FOLD),)
+    return b_state
+
+
+@triton.jit
+def put_two(b_slots, SLOT: tl.constexpr, b_counts):
+    """``b_slots`` with the two numbers of ``two_counts`` at SLOT and SLOT + 1."""
+    both = tl.sum(b_counts)
     o_slot = tl.arange(0, SLOTS)
+    b_slots = tl.where(o_slot == SLOT, both & 0xFFFF, b_slots)
+    return tl.where(o_slot == SLOT + 1, both >> 16, b_slots)
+
+
+@triton.jit
+def put_state(
+    b_state, p_rules, p_counters, p_ulp, p_exponents, p_partials, program, programs,
+    RULES: tl.constexpr, OUTPUTS: tl.constexpr, UNCAST: tl.constexpr,
+):  # fmt: skip
+    """Adds a program's counts to the results; stores its norms at ``p_partials[2 x NORMS, programs]``."""
+    o_slot = tl.arange(0, SLOTS)
+    b_slots = tl.zeros([SLOTS], tl.int32)
+    for i in tl.static_range(len(RULES) // 2):
+        b_slots = put_two(b_slots, 2 * i, b_state[i])
+        if not UNCAST or RULES[2 * i] == rule.ULP:
+            # The first program turns a zero into UNDEFINED, the others leave it.
+            b_slots = tl.where(o_slot == 2 * i + 1, tl.where(program == 0, -1, 0), b_slots)
+    AFTER_RULES: tl.constexpr = len(RULES) // 2
+    AFTER_TRANSITIONS: tl.constexpr = AFTER_RULES + (2 if WANT_TRANSITIONS & OUTPUTS else 0)
+    AFTER_COUNTS: tl.constexpr = AFTER_TRANSITIONS + (2 if WANT_NONFINITE & OUTPUTS else 0)
+    AFTER_ULP: tl.constexpr = AFTER_COUNTS + (1 if WANT_ULP & OUTPUTS else 0)
+    AFTER_HISTOGRAMS: tl.constexpr = AFTER_ULP + (1 if WANT_EXPONENTS & OUTPUTS else 0)
+    if WANT_TRANSITIONS & OUTPUTS:
+        b_slots = put_two(b_slots, COUNTER_SLOT, b_state[AFTER_RULES])
+        b_slots = put_two(b_slots, COUNTER_SLOT + 2, b_state[AFTER_RULES + 1])
+    if WANT_NONFINITE & OUTPUTS:
+        b_slots = put_two(b_slots, COUNTER_SLOT + 3, b_state[AFTER_TRANSITIONS])
+        b_slots = put_two(b_slots, COUNTER_SLOT + 5, b_state[AFTER_TRANSITIONS + 1])
     tl.atomic_add(p_rules + o_slot, b_slots.to(tl.int64), mask=o_slot < len(RULES))
     if (WANT_TRANSITIONS | WANT_NONFINITE) & OUTPUTS:
         o_counter = o_slot - COUNTER_SLOT
         tl.atomic_add(p_counters + o_counter, b_slots.to(tl.int64), mask=(o_counter >= 0) & (o_counter < COUNTERS))
-
-    # Elements outside the tensor were loaded as zeros, which all fall into the first bin of either histogram.
-    outside = BLOCK_M * BLOCK_N - valid
     if WANT_ULP & OUTPUTS:
         o_bin = tl.arange(0, 32)
-        b_counts = tl.histogram(tl.ravel(rule.ulp_bins(b_a, b_b)), 32).to(tl.int64)
-        b_counts = tl.where(o_bin == 0, b_counts - outside, b_counts)
-        tl.atomic_add(p_ulp + o_bin, b_counts, mask=(o_bin < ULP_BINS) & (b_counts != 0))
+        b_bins = b_state[AFTER_COUNTS].to(tl.int64)
+        tl.atomic_add(p_ulp + o_bin, b_bins, mask=(o_bin < ULP_BINS) & (b_bins != 0))
     if WANT_EXPONENTS & OUTPUTS:
-        # One joint histogram of (changed, exponent) costs half of two.
         o_bin = tl.arange(0, 2 * EXPONENT_BINS)
-        b_exponent = (b_a & num.MAGNITUDE) >> num.MANTISSA_BITS
-        b_joint = b_exponent + m_changed.to(tl.int32) * EXPONENT_BINS
-        b_counts = tl.histogram(tl.ravel(b_joint), 2 * EXPONENT_BINS).to(tl.int64)
-        b_counts = tl.where(o_bin == 0, b_counts - outside, b_counts)
-        tl.atomic_add(p_exponents + o_bin % EXPONENT_BINS, b_counts, mask=b_counts != 0)
-        tl.atomic_add(p_exponents + o_bin, b_counts, mask=(o_bin >= EXPONENT_BINS) & (b_counts != 0))
+        b_bins = b_state[AFTER_ULP].to(tl.int64)
+        tl.atomic_add(p_exponents + o_bin % EXPONENT_BINS, b_bins, mask=b_bins != 0)
+        tl.atomic_add(p_exponents + o_bin, b_bins, mask=(o_bin >= EXPONENT_BINS) & (b_bins != 0))
     if WANT_NORMS & OUTPUTS:
-        put_norms(p_partials, program, programs, 0, num.codes_to_fp32(b_a), num.codes_to_fp32(b_b))
-        if UNCAST:
-            put_norms(p_partials, program, programs, 1, b_a32, b_b32)
+        LINES: tl.constexpr = 2 if UNCAST else 1
+        for line in tl.static_range(LINES):
+            p_line = p_partials + program + NORMS * line * programs
+            for k in tl.static_range(3):
+                tl.store(p_line + k * programs, tl.sum(b_state[AFTER_HISTOGRAMS + 3 * line + k]))
+            largest = tl.max(b_state[AFTER_HISTOGRAMS + 3 * LINES + line])
+            tl.store(p_line + 3 * programs, largest.to(tl.float32, bitcast=True).to(tl.float64))
+
+
+@triton.jit(do_not_specialize=["rows", "columns_over", "tiles", "programs"])
+def tiles_kernel(
+    p_base, p_tuned, p_mask, p_rows, p_columns, p_rules, p_counters, p_ulp, p_exponents, p_partials,
+    rows: tl.int64, columns_over: tl.int64, tiles: tl.int64, programs: tl.int64,
+    DIVISOR: tl.constexpr, BASE: tl.constexpr, TUNED: tl.constexpr, ADDITIVE: tl.constexpr, RULES: tl.constexpr,
+    OUTPUTS: tl.constexpr, FLAT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    UNCAST: tl.constexpr = ADDITIVE or BASE != num.BF16 or TUNED != num.BF16
+    # Neighbours that a thread has loaded, at least: 16 bytes of the narrower dtype.
+    FOLD: tl.constexpr = 4 if BASE == num.FP32 and TUNED == num.FP32 else 8
+    MAXIMA: tl.constexpr = 0 if not (WANT_NORMS & OUTPUTS) else 2 if UNCAST else 1
+    program = tl.program_id(0).to(tl.int64)
+    # A product with DIVISOR tells the compiler how row starts are aligned.
+    columns = columns_over * DIVISOR
+    b_state = nothing(RULES, OUTPUTS, UNCAST, BLOCK_M * BLOCK_N // FOLD)
+    for step in range(STEPS):
+        tile = program * STEPS + step
+        tile_m = tile * 0 if FLAT else tile // tiles
+        tile_n = tile if FLAT else tile % tiles
+        b_more = tile_state(
+            p_base, p_tuned, p_mask, p_rows, p_columns, rows, columns, tile_m, tile_n,
+            BASE, TUNED, ADDITIVE, UNCAST, RULES, OUTPUTS, BLOCK_M, BLOCK_N, FOLD,
+        )  # fmt: skip
+        b_state = merge(b_state, b_more, MAXIMA)
+    put_state(
+        b_state, p_rules, p_counters, p_ulp, p_exponents, p_partials, program, programs, RULES, OUTPUTS, UNCAST
+    )
 
 
 @triton.jit(do_not_specialize=["programs"])
@@ -249,6 +360,7 @@ class Settings:
     divisor: int  # proven divisor of the number of columns
     block_m: int
     block_n: int
+    steps: int  # tiles of a program
     num_warps: int
 
 
@@ -274,7 +386,7 @@ def settings(
         while not flat and block > 1024 and columns % block:
             block //= 2
         # A wave of AMD has 64 lanes: half as many warps hold as many threads.
-        return Settings(True, flat, divisor, 1, block, max(1, block // (2048 if arch == "hip" else 1024)))
+        return Settings(True, flat, divisor, 1, block, 1, max(1, block // (2048 if arch == "hip" else 1024)))
     heavy = len(rules) > 1 or bool(outputs & ~(c.Output.MASK | c.Output.ROWS | c.Output.COLUMNS))
     # 16 elements per thread are two to four 16-byte loads of each tensor. Ahead of time, 32 spill; where much is made
     # of each element, or where predicates take scalar registers (AMD), 16 do too. Not yet measured on a device.
@@ -285,8 +397,11 @@ def settings(
     else:
         block_n = min(elements, max(64, triton.next_power_of_2(columns)))
     block_m = elements // block_n if rows > 1 else 1
+    # Sharing one reduction and one flush of histograms among eight tiles; small tensors have too few tiles for that, and
+    # what little the light outputs reduce does not pay for a loop. Not yet measured on a device.
+    steps = 8 if heavy and rows * columns >= 1 << 23 else 1
     # A wave of AMD has 64 lanes, and gets half as many elements each: the same number of warps.
-    return Settings(False, flat, divisor, block_m, block_n, max(1, block_m * block_n // (per_thread * 32)))
+    return Settings(False, flat, divisor, block_m, block_n, steps, max(1, block_m * block_n // (per_thread * 32)))
 
 
 # ---- launches -------------------------------------------------------------------------------------------------------
@@ -314,7 +429,7 @@ def plan(
     if s.flat:
         rows, columns = 1, rows * columns
     tiles = triton.cdiv(columns, s.block_n)
-    programs = tiles * triton.cdiv(rows, s.block_m)
+    programs = triton.cdiv(tiles * triton.cdiv(rows, s.block_m), s.steps)
     pointers = {"p_mask": out.mask, "p_rows": out.row_counts, "p_rules": out.rule_counts}
     # Row and column counts of a flat tensor are those of its single row.
     common: dict[str, object] = {"OUTPUTS": int(outputs), "FLAT": s.flat}
@@ -335,7 +450,7 @@ def plan(
     constexprs = {
         "DIVISOR": s.divisor, "BASE": c.DTYPE_CODES[base.dtype], "TUNED": c.DTYPE_CODES[tuned.dtype],
         "ADDITIVE": additive, "RULES": tuple(v for r in rules for v in (int(r.code), threshold_of(r))),
-        "BLOCK_M": s.block_m, "BLOCK_N": s.block_n, **common,
+        "BLOCK_M": s.block_m, "BLOCK_N": s.block_n, "STEPS": s.steps, **common,
     }  # fmt: skip
     launches = [_launch.Launch(tiles_kernel, programs, args, constexprs, s.num_warps)]
     if norms:

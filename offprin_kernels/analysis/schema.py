@@ -1,0 +1,73 @@
+"""Columns of the parquet tables and their types.
+
+``tensors.parquet`` has, besides the columns below, ``changed_<rule>`` (on bf16 values) and ``changed_uncast_<rule>``
+(on the stored values; null where they are bf16) for every rule asked for.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+NORM_COLUMNS = ("base_norm", "update_norm", "relative_update", "base_dot_update", "update_max")
+
+TEXT = frozenset("""run run_a run_b name tuned_name kind base_dtype tuned_dtype status note rule axis""".split())
+FLOAT = frozenset(
+    [
+        *NORM_COLUMNS,
+        *(f"uncast_{name}" for name in NORM_COLUMNS),
+        "sparsity",
+        "row_dispersion",
+        "column_dispersion",
+        "jaccard",
+        "jaccard_bernoulli",
+        "jaccard_exponent",
+        "excess_over_exponent",
+        "lift",
+        "z_bernoulli",
+        "z_exponent",
+        "intersection_exponent",
+        "intersection_exponent_variance",
+    ]
+)
+BOOL = frozenset(["linear", "flagged_nonfinite"])
+LIST = frozenset(["shape", "ulp_histogram", "exponent_all", "exponent_changed", "coordinates", "counts"])
+
+# Columns of tables that may be empty, in order; those of ``tensors`` come from its rows.
+COLUMNS = {
+    "pairs": """
+        run_a run_b name layer kind linear total changed_a changed_b intersection union jaccard lift jaccard_bernoulli
+        jaccard_exponent excess_over_exponent z_bernoulli z_exponent intersection_exponent
+        intersection_exponent_variance
+    """.split(),
+    "consensus": "name layer kind runs total coordinates".split(),
+    "stripes": "run name axis length counts".split(),
+}
+
+
+def is_list(name: str) -> bool:
+    return name in LIST
+
+
+def arrow_schema(names: list[str]):
+    """Arrow schema by column name, so that an all-null column has the same type in every run."""
+    import pyarrow as pa
+
+    def kind(name: str):
+        if name in TEXT:
+            return pa.string()
+        if name in BOOL:
+            return pa.bool_()
+        if name in LIST:
+            return pa.list_(pa.int64())
+        return pa.float64() if name in FLOAT else pa.int64()
+
+    return pa.schema([(name, kind(name)) for name in names])
+
+
+def numpy_dtype(name: str) -> type:
+    """dtype of a scalar column in numpy: missing floats become NaN, other columns with gaps stay objects."""
+    if name in FLOAT:
+        return np.float64
+    if name in BOOL:
+        return np.bool_
+    return object if name in TEXT or name == "layer" or "uncast" in name else np.int64
