@@ -1,14 +1,7 @@
 // The Python module offprin_kernels._cpu: integers for pointers in, nothing of PyTorch.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
 #include <cstdlib>
-#include <stdexcept>
-#include <string>
-#include <utility>
-#include <vector>
 
-#include "kernels.h"
+#include "bindings.h"
 
 namespace py = pybind11;
 using namespace offprin;
@@ -44,48 +37,21 @@ std::string isa_name() {
   return "";
 }
 
-template <typename T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
 std::vector<const uint64_t*> pointers(const std::vector<uintptr_t>& addresses) {
   std::vector<const uint64_t*> result;
   for (const uintptr_t address : addresses) result.push_back(pointer<const uint64_t>(address));
   return result;
 }
 
-// Fields in the order of struct UpdateScan; rules as (code, threshold) pairs.
-void update_scan(uintptr_t base, uintptr_t tuned, int32_t base_dtype, int32_t tuned_dtype, bool additive, int64_t rows,
-                 int64_t columns, const std::vector<std::pair<int32_t, double>>& rules, uintptr_t mask,
-                 uintptr_t row_counts, uintptr_t col_counts, uintptr_t rule_counts, uintptr_t counters,
-                 bool transitions, bool nonfinite, uintptr_t ulp_histogram, uintptr_t exponent_histogram,
-                 uintptr_t norms, int threads) {
-  if (rules.empty() || rules.size() > MAX_RULES)
-    throw std::invalid_argument("update_scan takes 1 to " + std::to_string(MAX_RULES) + " rules, got " +
-                                std::to_string(rules.size()));
-  UpdateScan job{};
-  job.base = pointer<const void>(base);
-  job.tuned = pointer<const void>(tuned);
-  job.base_dtype = base_dtype;
-  job.tuned_dtype = tuned_dtype;
-  job.additive = additive;
-  job.rows = rows;
-  job.columns = columns;
-  for (const auto& [code, threshold] : rules) job.rule[job.rules++] = {code, threshold};
-  job.mask = pointer<uint8_t>(mask);
-  job.row_counts = pointer<int64_t>(row_counts);
-  job.col_counts = pointer<int64_t>(col_counts);
-  job.rule_counts = pointer<int64_t>(rule_counts);
-  job.counters = pointer<int64_t>(counters);
-  job.transitions = transitions;
-  job.nonfinite = nonfinite;
-  job.ulp_histogram = pointer<int64_t>(ulp_histogram);
-  job.exponent_histogram = pointer<int64_t>(exponent_histogram);
-  job.norms = pointer<double>(norms);
+void update_scan(const UpdateScan& job, int threads) {
   const cpu::Isa isa = chosen();
   const py::gil_scoped_release release;
   cpu::update_scan(job, isa, threads);
+}
+
+uint64_t read_ceiling(uintptr_t data, int64_t bytes, int threads) {
+  const py::gil_scoped_release release;
+  return cpu::read_ceiling(pointer<const void>(data), bytes, threads);
 }
 
 void mask_pack(uintptr_t dense, int64_t rows, int64_t columns, uintptr_t words, int threads) {
@@ -134,6 +100,8 @@ PYBIND11_MODULE(_cpu, module) {
   module.doc() = "SIMD kernels for the CPU, on raw pointers";
   module.def("isa", isa_name, "Instruction set in use: OFFPRIN_CPU_ISA, else the best one");
   module.def("isas", supported, "Instruction sets that this processor has");
+  module.def("read_ceiling", read_ceiling, "Reads memory and returns a checksum: the ceiling of benchmarks");
+  py::class_<UpdateScan>(module, "UpdateScan", py::module_local()).def(py::init(&update_scan_job));
   module.def("update_scan", update_scan);
   module.def("mask_pack", mask_pack);
   module.def("mask_unpack", mask_unpack);

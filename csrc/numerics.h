@@ -31,6 +31,12 @@ OFFPRIN_HD float float_of(uint32_t bits) {
   return x;
 }
 
+// yes or no, without a branch: compilers do not vectorise loops in which floating-point arithmetic became conditional.
+OFFPRIN_HD uint32_t select(bool which, uint32_t yes, uint32_t no) {
+  const uint32_t mask = 0u - static_cast<uint32_t>(which);
+  return (yes & mask) | (no & ~mask);
+}
+
 OFFPRIN_HD float bf16_to_fp32(uint32_t code) { return float_of(code << 16); }
 
 // To nearest, ties to even; NaN stays NaN (quieted, sign and payload top kept).
@@ -48,7 +54,7 @@ OFFPRIN_HD float fp16_to_fp32(uint32_t half) {
   const uint32_t special = 0x7F800000 | (mantissa << 13) | (mantissa != 0 ? 0x400000 : 0);
   // A subnormal half is mantissa * 2^-24, a normal fp32 number: flush-to-zero cannot touch it.
   const uint32_t subnormal = bits_of(static_cast<float>(static_cast<int32_t>(mantissa)) * 5.9604644775390625e-8f);
-  const uint32_t magnitude = exponent == 0 ? subnormal : exponent == 31 ? special : normal;
+  const uint32_t magnitude = select(exponent == 0, subnormal, select(exponent == 31, special, normal));
   return float_of(magnitude | ((half & SIGN) << 16));
 }
 
@@ -56,9 +62,8 @@ OFFPRIN_HD float fp16_to_fp32(uint32_t half) {
 // the compiler.
 OFFPRIN_HD float add_fp32(float a, float b) {
   const uint32_t sum = bits_of(a + b), a_bits = bits_of(a), b_bits = bits_of(b);
-  const uint32_t nan = (a_bits & 0x7FFFFFFF) > 0x7F800000 ? a_bits | 0x400000 : b_bits | 0x400000;
-  const bool any = (a_bits & 0x7FFFFFFF) > 0x7F800000 || (b_bits & 0x7FFFFFFF) > 0x7F800000;
-  return float_of(any ? nan : sum);
+  const bool a_nan = (a_bits & 0x7FFFFFFF) > 0x7F800000, b_nan = (b_bits & 0x7FFFFFFF) > 0x7F800000;
+  return float_of(select(a_nan, a_bits | 0x400000, select(b_nan, b_bits | 0x400000, sum)));
 }
 
 OFFPRIN_HD bool is_nan_code(uint32_t code) { return (code & MAGNITUDE) > INFINITY_CODE; }

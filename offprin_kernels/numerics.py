@@ -32,11 +32,21 @@ def round_to_bf16_codes(x: torch.Tensor) -> torch.Tensor:
     return torch.where(is_nan, quieted, rounded).to(torch.int32)
 
 
+def to_fp32(x: torch.Tensor) -> torch.Tensor:
+    """bf16, fp16 or fp32 -> fp32, exact. An fp16 NaN is quieted and keeps its payload (torch's own conversion may not)."""
+    wide = x.to(torch.float32)
+    if x.dtype != torch.float16:
+        return wide
+    bits = x.contiguous().view(torch.int16).to(torch.int32)
+    nan = ((bits & SIGN) << 16) | 0x7FC00000 | ((bits & 0x3FF) << 13)
+    return torch.where(wide.isnan(), nan, fp32_bits(wide)).view(torch.float32)
+
+
 def bf16_codes(x: torch.Tensor) -> torch.Tensor:
     """bf16 codes (int32, 0..65535) of a bf16, fp16 or fp32 tensor; the last two are rounded to nearest even first."""
     if x.dtype == torch.bfloat16:
         return x.contiguous().view(torch.int16).to(torch.int32) & 0xFFFF
-    return round_to_bf16_codes(x.to(torch.float32))
+    return round_to_bf16_codes(to_fp32(x))
 
 
 def codes_to_fp32(codes: torch.Tensor) -> torch.Tensor:

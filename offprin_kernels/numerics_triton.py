@@ -72,7 +72,7 @@ def to_fp32(b_raw, DTYPE: tl.constexpr):
 @triton.jit
 def bf16_codes(b_raw, DTYPE: tl.constexpr):
     """bf16 codes (int32, 0..65535) of stored bits; fp16 and fp32 are rounded to nearest even first."""
-    if DTYPE == BF16:  # noqa: SIM108 - short branches read better in kernels
+    if DTYPE == BF16:
         b_codes = b_raw.to(tl.int32) & 0xFFFF
     else:
         b_codes = round_to_bf16_codes(to_fp32(b_raw, DTYPE))

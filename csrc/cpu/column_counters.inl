@@ -1,5 +1,5 @@
-// Column counts are kept in bytes and emptied into 64-bit sums before a byte can overflow. Included inside the namespace of
-// an instruction set.
+// Column counts are kept in bytes and emptied into 64-bit sums before a byte can overflow. Included inside the
+// namespace of an instruction set.
 
 constexpr int64_t COUNTER_ROWS = 255;  // rows after which a byte counter must be emptied
 

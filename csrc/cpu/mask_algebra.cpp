@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <vector>
 
 #include "../kernels.h"
@@ -69,10 +70,13 @@ void mask_pair_counts(const uint64_t* const* masks, int64_t count, int64_t words
   std::fill_n(counts, count * count, int64_t{0});
   std::mutex lock;
   each_piece(words, count, threads, [&](int64_t begin, int64_t n) {
-    std::vector<int64_t> part(static_cast<size_t>(count * count));
-    k.pairs(masks, count, begin, n, part.data());
+    std::vector<uint64_t> sums(static_cast<size_t>(count * (count + 1) / 2 * WIDEST_VECTOR));
+    k.pairs(masks, count, begin, n, sums.data());
     const std::lock_guard<std::mutex> hold(lock);
-    for (int64_t i = 0; i < count * count; ++i) counts[i] += part[static_cast<size_t>(i)];
+    const uint64_t* sum = sums.data();
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t j = i; j < count; ++j, sum += WIDEST_VECTOR)
+        counts[i * count + j] += static_cast<int64_t>(std::accumulate(sum, sum + WIDEST_VECTOR, uint64_t{0}));
   });
   for (int64_t i = 0; i < count; ++i)
     for (int64_t j = 0; j < i; ++j) counts[i * count + j] = counts[j * count + i];
@@ -109,7 +113,9 @@ void mask_col_counts(const uint64_t* words, int64_t rows, int64_t columns, int64
   const MaskKernels& k = kernels_for(isa);
   clear(counts, columns, threads);
   if (rows * columns < SMALL) threads = 1;
-  const int64_t across = divide_up(columns, STRIP), task_rows = std::max(TASK_ROWS, TASK_ROWS * STRIP / std::max<int64_t>(columns, 1));
+  // Narrow masks: as many elements per task as in a full strip.
+  const int64_t task_rows = std::max(TASK_ROWS, TASK_ROWS * STRIP / std::max<int64_t>(columns, 1));
+  const int64_t across = divide_up(columns, STRIP);
   ColumnLocks locks;
   parallel_for(divide_up(rows, task_rows) * across, threads, [&](int64_t task) {
     const int64_t row = task / across * task_rows, column = task % across * STRIP;

@@ -4,7 +4,8 @@
 constexpr int EXPONENT_LINES = 1, NORM_LINES = 2;
 
 // Histograms of the base's exponents, of all and of changed elements, by positional population count: the sixteen
-// exponents up to `top` become one-hot bytes, which full adders sum vertically; only every thirty-second vector is counted out.
+// exponents up to `top` become one-hot bytes, which full adders sum vertically; only every thirty-second vector is
+// counted out.
 struct Exponents {
   static constexpr int ROUND = 32;   // vectors between two counts
   static constexpr int SLACK = 3;    // the window follows the data down when it lies this much too high
@@ -42,7 +43,8 @@ struct Exponents {
     }
     for (int64_t done = 0; done < n; done += ROUND * WIDTH) {
       const int64_t left = (n - done) / WIDTH;
-      add_round(a + 2 * done, reinterpret_cast<const uint8_t*>(words) + done / 8, left < ROUND ? left : ROUND, ahead, tally);
+      const uint8_t* changed = reinterpret_cast<const uint8_t*>(words) + done / 8;
+      add_round(a + 2 * done, changed, left < ROUND ? left : ROUND, ahead, tally);
     }
   }
 
@@ -60,7 +62,8 @@ struct Exponents {
       uint64_t changed = 0;
       __builtin_memcpy(&changed, words + v * (WIDTH / 8), WIDTH / 8);
       const uint8_t* codes = a + 2 * WIDTH * v;
-      const Bytes exponent = pack_ordered(shift_right<8>(doubled(load(codes))), shift_right<8>(doubled(load(codes + WIDTH))));
+      const Codes first = shift_right<8>(doubled(load(codes))), second = shift_right<8>(doubled(load(codes + WIDTH)));
+      const Bytes exponent = pack_ordered(first, second);
       // Steps below the top; those outside the window get their top bit set, which makes the lookup give 0.
       const Bytes steps = add_saturated(subtract_bytes(splat_byte(top), exponent), splat_byte(0x70));
       const uint64_t outside = top_bits(steps);
@@ -137,7 +140,8 @@ static void count_distances(const uint16_t* distances, int64_t n, unsigned most,
 
 // Adds one batch to the sums: fp32 values whose even elements come first, and their updates (EXACT) or tuned values.
 template <bool EXACT>
-OFFPRIN_INLINE void add_batch(const float (*base)[NORM_BATCH / 2], const float (*other)[NORM_BATCH / 2], NormSums& sums) {
+OFFPRIN_INLINE void add_batch(const float (*base)[NORM_BATCH / 2], const float (*other)[NORM_BATCH / 2],
+                              NormSums& sums) {
   constexpr int HALF = NORM_LANES / 2 / DOUBLES;  // accumulators for the even elements, and as many for the odd ones
   Doubles total[NORMS - 1][2 * HALF];
   for (int s = 0; s < NORMS - 1; ++s)

@@ -1,4 +1,4 @@
-// What update_scan.cpp (tasks, threads, merging) and the kernels compiled once per instruction set share: plain data only.
+// What update_scan.cpp (tasks, threads, merging) and the kernels compiled once per instruction set share: plain data.
 #pragma once
 #include <pthread.h>
 
@@ -40,7 +40,8 @@ struct alignas(64) Scratch {
   uint8_t column_counters[STRIP];  // changed rows of each column since they were last emptied
 };
 
-// Adds one cell to `tally` (its norms are set) and to the job's mask, row and column counts; `column_lock` guards the last.
+// Adds one cell to `tally` (its norms are set) and to the job's mask, row and column counts; `column_lock` guards the
+// last.
 namespace generic {
 void scan_cell(const UpdateScan& job, const Cell& cell, Tally& tally, Scratch& scratch, pthread_mutex_t* column_lock);
 }

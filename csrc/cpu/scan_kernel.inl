@@ -10,11 +10,18 @@ static void to_values(const uint8_t* source, int32_t dtype, int64_t n, float* ou
     __builtin_memcpy(out, source, static_cast<size_t>(4 * n));
     return;
   }
-  for (int64_t i = 0; i < n; ++i) {
-    uint16_t code;
-    __builtin_memcpy(&code, source + 2 * i, sizeof code);
-    out[i] = dtype == BF16 ? bf16_to_fp32(code) : fp16_to_fp32(code);
-  }
+  const auto convert = [=](auto to_fp32) {
+    for (int64_t i = 0; i < n; ++i) {
+      uint16_t code;
+      __builtin_memcpy(&code, source + 2 * i, sizeof code);
+      out[i] = to_fp32(code);
+    }
+  };
+  // One loop for each dtype: with the choice inside, compilers do not vectorise it.
+  if (dtype == BF16)
+    convert([](uint32_t code) { return bf16_to_fp32(code); });
+  else
+    convert([](uint32_t code) { return fp16_to_fp32(code); });
 }
 
 static void to_codes(const float* values, int64_t n, uint16_t* out) {
@@ -60,7 +67,8 @@ struct Scan {
   }
 
   // Words of the block under one rule on bf16 codes.
-  const uint64_t* words_of(const Rule& rule, const uint8_t* a, const uint8_t* b, int64_t n, int64_t valid, bool& rounded) {
+  const uint64_t* words_of(const Rule& rule, const uint8_t* a, const uint8_t* b, int64_t n, int64_t valid,
+                           bool& rounded) {
     if (rule.code == BITWISE) return scratch.bitwise;
     uint64_t* words = scratch.other;
     if (rule.code == STORAGE) {
@@ -97,7 +105,8 @@ struct Scan {
     const uint8_t* b = codes(1, tuned, job.tuned_dtype == BF16 && !job.additive, n, padded);
 
     // Four lines hold a word's worth of bf16 pairs; what the other stages do not fetch is left to the first.
-    const int survey_lines = 4 - (job.exponent_histogram != nullptr ? EXPONENT_LINES : 0) - (job.norms != nullptr ? NORM_LINES : 0);
+    const int survey_lines = 4 - (job.exponent_histogram != nullptr ? EXPONENT_LINES : 0) -
+                             (job.norms != nullptr ? NORM_LINES : 0);
     const Survey seen = survey(a, b, padded, ahead, survey_lines, scratch.bitwise);
     if (seen.zeros() || seen.nan()) forgive_zeros_and_nan(a, b, padded, scratch.bitwise);
     bool rounded = false;
@@ -115,7 +124,8 @@ struct Scan {
     }
     if (job.transitions) count_transitions(a, b, padded, seen, tally.counters);
     if (job.nonfinite && seen.nonfinite()) count_nonfinite(a, b, padded, tally.counters);
-    if (job.ulp_histogram != nullptr || job.norms != nullptr) add_distances_and_norms(a, b, padded, seen, uncast, ahead);
+    if (job.ulp_histogram != nullptr || job.norms != nullptr)
+      add_distances_and_norms(a, b, padded, seen, uncast, ahead);
   }
 
   void load_values(const uint8_t* base, const uint8_t* tuned, int64_t n, int64_t padded) {
@@ -168,7 +178,8 @@ struct Scan {
     const int64_t row = block.row + r, count = (block.columns + 63) / 64;
     row_changed += popcount(words, count);
     if (job.mask != nullptr)
-      __builtin_memcpy(job.mask + row * row_bytes(job.columns) + block.column / 8, words, static_cast<size_t>(8 * count));
+      __builtin_memcpy(job.mask + row * row_bytes(job.columns) + block.column / 8, words,
+                       static_cast<size_t>(8 * count));
     if (job.col_counts != nullptr) {
       uint8_t* counters = scratch.column_counters + (block.column - cell.column_begin);
       for (int64_t i = 0; i < count; ++i, counters += 64)
@@ -204,8 +215,10 @@ struct Scan {
         const int64_t columns_left = cell.column_end - column;
         const bool last = columns_left <= BLOCK;
         const int64_t next_row = last ? row + rows : row, next_column = last ? cell.column_begin : column + BLOCK;
+        const uint8_t* next_base = at(job.base, job.base_dtype, next_row, next_column);
+        const uint8_t* next_tuned = at(job.tuned, job.tuned_dtype, next_row, next_column);
         add_block({row, column, rows < rows_left ? rows : rows_left, last ? columns_left : BLOCK},
-                  {{at(job.base, job.base_dtype, next_row, next_column), at(job.tuned, job.tuned_dtype, next_row, next_column)}, 0});
+                  {{next_base, next_tuned}, 0});
       }
     }
     exponents.finish(tally);

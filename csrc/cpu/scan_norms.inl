@@ -1,5 +1,5 @@
-// Sums of squares in fp64, in an order that neither threads nor the instruction set change: NORM_LANES partial sums over a
-// cell, each of every sixteenth element, added up at its end.
+// Sums of squares in fp64, in an order that neither threads nor the instruction set change: NORM_LANES partial sums
+// over a cell, each of every sixteenth element, added up at its end.
 
 struct NormSums {
   double lanes[NORMS - 1][NORM_LANES];

@@ -1,5 +1,6 @@
-// The stages of update_scan over one L1-resident block, written once over the vector layer. Included inside the namespace
-// of an instruction set. `n` is a multiple of 64: blocks are padded with pairs of zeros, which are never "changed".
+// The stages of update_scan over one L1-resident block, written once over the vector layer. Included inside the
+// namespace of an instruction set. `n` is a multiple of 64: blocks are padded with pairs of zeros, which are never
+// "changed".
 
 constexpr int GROUPS = 64 / LANES;  // vectors for one word of mask
 
@@ -13,8 +14,8 @@ struct Survey {
   bool zeros() const { return smallest == 0; }
 };
 
-// Where the next block lies. Its lines are fetched a few at a time by the longer stages of this one: fetched all at once
-// they would make that stage wait, and memory would be idle during the others.
+// Where the next block lies. Its lines are fetched a few at a time by the longer stages of this one: fetched all at
+// once they would make that stage wait, and memory would be idle during the others.
 struct Ahead {
   const uint8_t* source[2];
   int64_t line;
@@ -153,8 +154,8 @@ static void count_nonfinite(const uint8_t* a, const uint8_t* b, int64_t n, int64
 }
 
 // Writes the ULP distances, 0 where either is NaN, and returns the largest.
-static unsigned measure_distances(const uint8_t* a, const uint8_t* b, int64_t n, const Survey& seen, uint16_t* distances,
-                                  int64_t& nan_against_number) {
+static unsigned measure_distances(const uint8_t* a, const uint8_t* b, int64_t n, const Survey& seen,
+                                  uint16_t* distances, int64_t& nan_against_number) {
   Codes most = zero();
   uint8_t* out = reinterpret_cast<uint8_t*>(distances);
   if (seen.nan()) {

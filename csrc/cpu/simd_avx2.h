@@ -1,4 +1,4 @@
-// The vector layer for AVX2 (with FMA, F16C, BMI, POPCNT). Twins: simd_avx512.h (which says what is what), simd_generic.h.
+// The vector layer for AVX2 (with FMA, BMI, POPCNT). Twins: simd_avx512.h (which says what is what), simd_generic.h.
 #pragma once
 #include <immintrin.h>
 
@@ -98,17 +98,27 @@ OFFPRIN_INLINE void full_add(Words& carry, Words& sum, Words a, Words b, Words c
   carry = (a & b) | (half & c);
   sum = half ^ c;
 }
-OFFPRIN_INLINE Words bit_counts(Words a) {
+OFFPRIN_INLINE Bytes byte_counts(Words a) {
   const __m256i table = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3, 1, 2,
                                          2, 3, 2, 3, 3, 4);
   const __m256i low = _mm256_shuffle_epi8(table, _mm256_and_si256(a, splat_byte(15)));
   const __m256i high = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(a, 4), splat_byte(15)));
-  return _mm256_sad_epu8(_mm256_add_epi8(low, high), zero());
+  return _mm256_add_epi8(low, high);
 }
+OFFPRIN_INLINE Words bit_counts(Words a) { return _mm256_sad_epu8(byte_counts(a), zero()); }
 OFFPRIN_INLINE Words load_words(const void* p) { return load(p); }
 OFFPRIN_INLINE void store_words(void* p, Words x) { store(p, x); }
 OFFPRIN_INLINE Words zero_words() { return zero(); }
 OFFPRIN_INLINE Words add_words(Words a, Words b) { return _mm256_add_epi64(a, b); }
+// Set bits of a & b in N vectors, summed in the 64-bit lanes.
+template <int N>
+OFFPRIN_INLINE Words common_bits(const uint64_t* a, const uint64_t* b) {
+  static_assert(8 * N <= 255, "byte sums must not overflow");
+  Bytes sum = zero();
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) sum = _mm256_add_epi8(sum, byte_counts(load_words(a + 4 * i) & load_words(b + 4 * i)));
+  return _mm256_sad_epu8(sum, zero());
+}
 
 struct Counters {
   __m256i low, high;

@@ -1,4 +1,4 @@
-// The vector layer for AVX-512 (F, BW, VL, DQ, VBMI, VPOPCNTDQ, BITALG). Twins: simd_avx2.h, simd_generic.h.
+// The vector layer for AVX-512 (F, BW, VL, DQ, VPOPCNTDQ). Twins: simd_avx2.h, simd_generic.h.
 //
 // Codes: 16-bit lanes. Flags: one truth value per lane of Codes. Bytes: the same register seen as bytes.
 // Words: 64-bit lanes. Counters: 64 byte counters, one for each bit of a word.
@@ -45,7 +45,9 @@ OFFPRIN_INLINE Codes distance_signed(Codes a, Codes b) {
 OFFPRIN_INLINE Flags equal(Codes a, Codes b) { return _mm512_cmpeq_epi16_mask(a, b); }
 OFFPRIN_INLINE Flags at_least(Codes a, Codes b) { return _mm512_cmpge_epu16_mask(a, b); }
 OFFPRIN_INLINE Codes only(Flags keep, Codes a) { return _mm512_maskz_mov_epi16(keep, a); }
-OFFPRIN_INLINE Codes count_up(Codes counts, Flags where) { return _mm512_mask_add_epi16(counts, where, counts, splat(1)); }
+OFFPRIN_INLINE Codes count_up(Codes counts, Flags where) {
+  return _mm512_mask_add_epi16(counts, where, counts, splat(1));
+}
 OFFPRIN_INLINE uint64_t word(const Flags* f) { return f[0] | static_cast<uint64_t>(f[1]) << 32; }
 
 OFFPRIN_INLINE unsigned smallest(Codes a) {
@@ -94,6 +96,16 @@ OFFPRIN_INLINE Words load_words(const void* p) { return load(p); }
 OFFPRIN_INLINE void store_words(void* p, Words x) { store(p, x); }
 OFFPRIN_INLINE Words zero_words() { return zero(); }
 OFFPRIN_INLINE Words add_words(Words a, Words b) { return _mm512_add_epi64(a, b); }
+// Set bits of a & b in N vectors, summed in the 64-bit lanes.
+template <int N>
+OFFPRIN_INLINE Words common_bits(const uint64_t* a, const uint64_t* b) {
+  Words sum = zero_words();
+  constexpr int STEP = sizeof(Words) / sizeof(uint64_t);
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i)
+    sum = add_words(sum, bit_counts(load_words(a + STEP * i) & load_words(b + STEP * i)));
+  return sum;
+}
 
 struct Counters {
   __m512i v;

@@ -1,5 +1,5 @@
-// The vector layer without intrinsics: GCC and Clang vectors of 16 bytes, which every processor's compiler lowers to what
-// it has (SSE2, NEON, plain registers). Twins: simd_avx512.h (which says what is what), simd_avx2.h.
+// The vector layer without intrinsics: GCC and Clang vectors of 16 bytes, which every processor's compiler lowers to
+// what it has (SSE2, NEON, plain registers). Twins: simd_avx512.h (which says what is what), simd_avx2.h.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -92,6 +92,16 @@ OFFPRIN_INLINE Words bit_counts(Words a) {
   return (a + (a >> 32)) & 0x7F;
 }
 OFFPRIN_INLINE Words add_words(Words a, Words b) { return a + b; }
+// Set bits of a & b in N vectors, summed in the 64-bit lanes.
+template <int N>
+OFFPRIN_INLINE Words common_bits(const uint64_t* a, const uint64_t* b) {
+  Words sum = zero_words();
+  constexpr int STEP = sizeof(Words) / sizeof(uint64_t);
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i)
+    sum = add_words(sum, bit_counts(load_words(a + STEP * i) & load_words(b + STEP * i)));
+  return sum;
+}
 
 struct Counters {
   uint64_t eight[8];  // eight byte counters each

@@ -1,4 +1,4 @@
-// update_scan: cuts the matrices into cells, runs a kernel over them on all threads, merges the results in a fixed order.
+// update_scan: cuts the matrices into cells, runs a kernel over them on all threads, merges results in a fixed order.
 #include <algorithm>
 #include <memory>
 #include <mutex>

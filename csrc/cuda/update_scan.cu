@@ -16,7 +16,8 @@ namespace {
 
 constexpr int THREADS = 256;
 constexpr int GROUP = 8;  // columns per thread: one byte of mask
-constexpr int BLOCKS_PER_SM = 8;
+constexpr int BLOCKS_PER_SM = 8;  // in the grid: a few waves
+constexpr int BLOCKS_RESIDENT = 2;  // at most 128 registers: 512 threads with 128 bytes in flight each cover memory latency
 
 // Groups in flight per thread: four where a group is two 16-byte loads; element loads would only spend registers on it.
 template <bool ALIGNED>
@@ -136,7 +137,7 @@ __device__ unsigned block_sum(unsigned value) {
 
 // Block x strides over the groups of a row, block y over rows.
 template <int BASE, int TUNED, bool ALIGNED>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, BLOCKS_RESIDENT)
     scan(const void* base, const void* tuned, bool additive, Shape shape, Rules rules, Outputs out) {
   // a thread sees far fewer than 2^32 columns of one row range, so 32-bit counts hold between the atomics
   unsigned counts[MAX_RULES][2] = {};

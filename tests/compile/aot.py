@@ -56,10 +56,9 @@ class Compiled:
         return number(r"REG:(\d+)", listing), len(re.findall(r"\b(?:STL|LDL)\b", listing))
 
     def hip_usage(self) -> tuple[int, int]:
-        """Vector registers of a lane, and spilled registers plus bytes of scratch memory."""
-        spilled = sum(number(rf"\.{kind}_spill_count:\s*(\d+)", self.text) for kind in ("vgpr", "sgpr"))
+        """Vector registers of a lane, and what is spilled to memory; scalar registers spill into vector registers."""
         scratch = number(r"\.private_segment_fixed_size:\s*(\d+)", self.text)
-        return number(r"\.vgpr_count:\s*(\d+)", self.text), spilled + scratch
+        return number(r"\.vgpr_count:\s*(\d+)", self.text), number(r"\.vgpr_spill_count:\s*(\d+)", self.text) + scratch
 
     def wide_loads(self) -> int:
         """How many 16-byte loads from global memory the code has."""
@@ -77,9 +76,10 @@ class Compiled:
         return number(r"\.amdhsa_float_denorm_mode_32\s+(\d+)", self.text) != 3
 
     def fuses_multiply_add(self) -> bool:
-        return bool(
-            re.search(r"\bfma\.r[nz]" if self.cuda else r"\bv_(?:pk_)?(?:fma|fmac|mac|mad)_f(?:32|64)", self.text)
-        )
+        if self.cuda:
+            return bool(re.search(r"\bfma\.r[nz]", self.text))
+        # Integer division, which AMD has no instruction for, multiplies and adds with these two powers of 2.
+        return bool(re.search(r"\bv_(?:pk_)?(?:fma|fmac|mac|mad)_f(?:32|64)(?!.*0x[4c]f800000)", self.text))
 
 
 def number(pattern: str, text: str) -> int:

@@ -3,7 +3,7 @@
 ``b_`` block values, ``p_`` pointers, ``o_`` offsets, ``m_`` masks, UPPER_CASE constexpr.
 """
 
-# ruff: noqa: RUF005 - Triton's compiler knows no starred tuples
+
 # mypy: disable-error-code="assignment"
 
 from collections.abc import Iterator, Sequence

@@ -53,7 +53,8 @@ def scan(
     base: torch.Tensor, tuned: torch.Tensor, rules: Sequence[c.Rule], outputs: c.Output, additive: bool
 ) -> c.ScanTensors:
     out = c.allocate(base, tuned, len(rules), outputs, additive, fill=False)
-    _native.library("cpu").update_scan(*arguments(base, tuned, rules, outputs, additive, out), threads())
+    library = _native.library("cpu")
+    library.update_scan(library.UpdateScan(*arguments(base, tuned, rules, outputs, additive, out)), threads())
     return out
 
 
@@ -67,5 +68,5 @@ def scan_cuda(
         # Its kernels add to their outputs, so these start at zero.
         out = c.allocate(base, tuned, len(rules), outputs, additive)
         stream = torch.cuda.current_stream(base.device).cuda_stream
-        library.update_scan(*arguments(base, tuned, rules, outputs, additive, out), stream)
+        library.update_scan(library.UpdateScan(*arguments(base, tuned, rules, outputs, additive, out)), stream)
     return out

@@ -66,7 +66,7 @@ def scan(
     """All outputs of one scan; ``rules[0]`` decides mask, rows, columns and the histogram of changed exponents."""
     m, n = matrix_shape(base.shape)
     base, tuned = base.reshape(m, n), tuned.reshape(m, n)
-    base32, tuned32 = base.to(torch.float32), tuned.to(torch.float32)
+    base32, tuned32 = num.to_fp32(base), num.to_fp32(tuned)
     if additive:
         tuned32 = base32 + tuned32
     a = num.bf16_codes(base)

@@ -41,7 +41,7 @@ def changed(b_a, b_b, CODE: tl.constexpr, THRESHOLD: tl.constexpr):
     """Which coordinates of two blocks of bf16 codes changed."""
     if CODE == STORAGE:
         m_changed = b_a != b_b
-    elif CODE == BITWISE or CODE == ULP:  # noqa: SIM109 - Triton's compiler has no `in`
+    elif CODE == BITWISE or CODE == ULP:
         b_a_magnitude = b_a & num.MAGNITUDE
         b_b_magnitude = b_b & num.MAGNITUDE
         m_both_nan = tl.minimum(b_a_magnitude, b_b_magnitude) > num.INFINITY
