@@ -65,7 +65,7 @@ bool supports(Isa isa);         // whether this processor has it
 
 void update_scan(const UpdateScan& job, Isa isa, int threads);
 
-// Reads every byte and returns a checksum: the ceiling that benchmarks compare with.
+// Reads `bytes`, a multiple of 4 MiB, and returns a checksum: the ceiling that benchmarks compare with.
 uint64_t read_ceiling(const void* data, int64_t bytes, int threads);
 
 // ---- mask_algebra: words are 64-bit, rows are row_bytes(columns) / 8 words, padding bits are zero -------------------

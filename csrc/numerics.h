@@ -16,6 +16,7 @@ namespace offprin {
 constexpr uint32_t SIGN = 0x8000;
 constexpr uint32_t MAGNITUDE = 0x7FFF;
 constexpr uint32_t INFINITY_CODE = 0x7F80;
+constexpr uint32_t SMALLEST_NORMAL = 0x0080;
 constexpr uint32_t QUIET = 0x0040;
 constexpr int MANTISSA_BITS = 7;
 

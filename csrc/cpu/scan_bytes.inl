@@ -128,9 +128,42 @@ OFFPRIN_INLINE void count_byte_distances(const uint16_t* distances, int64_t n, i
   for (int j = 0; j < T; ++j) at_least_counts[j] += byte_total(counts[j]);
 }
 
+// Thresholds from 2^8 on. Few distances reach them in trained weights (those of weights near zero), so that these are
+// looked at one by one.
+static void count_far_distances(const uint16_t* distances, int64_t n, unsigned most, int64_t* at_least_counts) {
+  uint64_t far[BLOCK_WORDS];
+  int64_t count = 0;
+  for (int64_t w = 0; w < n / 64; ++w) {
+    Flags f[GROUPS];
+    for (int g = 0; g < GROUPS; ++g) f[g] = at_least(load(distances + 64 * w + LANES * g), splat(256));
+    far[w] = word(f);
+    count += __builtin_popcountll(far[w]);
+  }
+  if (count > n / 32) return count_wide_distances(distances, n, most, 8, at_least_counts);
+  for (int64_t w = 0; w < n / 64; ++w) {
+    for (uint64_t left = far[w]; left != 0; left &= left - 1) {
+      const unsigned distance = distances[64 * w + __builtin_ctzll(left)];
+      for (int j = 8; distance >> j != 0; ++j) ++at_least_counts[j];
+    }
+  }
+}
+
+// Distances |b - a| > bound in fp32, where no element is NaN.
+static int64_t count_apart(const uint8_t* a, const uint8_t* b, int64_t n, float bound) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i += LANES) {
+    const Codes x = load_once(a + 2 * i), y = load_once(b + 2 * i);
+    count += count_larger(subtract_floats(even_values(y), even_values(x)), bound);
+    count += count_larger(subtract_floats(odd_values(y), odd_values(x)), bound);
+  }
+  return count;
+}
+
 static void count_distances(const uint16_t* distances, int64_t n, unsigned most, int64_t* at_least_counts) {
   static_assert(BLOCK / WIDTH <= 255, "byte counters must not overflow");
-  if (most >= 256) return count_wide_distances(distances, n, most, at_least_counts);
+  // Packing to bytes takes 16-bit lanes as signed.
+  if (most >= 0x8000) return count_wide_distances(distances, n, most, 0, at_least_counts);
+  if (most >= 256) count_far_distances(distances, n, most, at_least_counts);
   if (most >= 32) return count_byte_distances<8>(distances, n, at_least_counts);
   if (most >= 8) return count_byte_distances<5>(distances, n, at_least_counts);
   if (most >= 4) return count_byte_distances<3>(distances, n, at_least_counts);

@@ -68,8 +68,8 @@ struct Scan {
 
   // Words of the block under one rule on bf16 codes.
   const uint64_t* words_of(const Rule& rule, const uint8_t* a, const uint8_t* b, int64_t n, int64_t valid,
-                           bool& rounded) {
-    if (rule.code == BITWISE) return scratch.bitwise;
+                           const Survey& seen, bool& rounded) {
+    if (rule.code == BITWISE || is_bitwise(rule, seen)) return scratch.bitwise;
     uint64_t* words = scratch.other;
     if (rule.code == STORAGE) {
       words_stored(a, b, n, words);
@@ -89,6 +89,11 @@ struct Scan {
     }
     drop_padding(words, valid);
     return words;
+  }
+
+  // Different normal numbers are more than 2^-9 of the larger one apart.
+  static bool is_bitwise(const Rule& rule, const Survey& seen) {
+    return rule.code == ETA && rule.threshold <= 0x1p-9 && seen.smallest >= SMALLEST_NORMAL && !seen.nonfinite();
   }
 
   static void drop_padding(uint64_t* words, int64_t valid) {
@@ -117,8 +122,12 @@ struct Scan {
         drop_padding(scratch.other, n);
         tally.rules[r][1] += popcount(scratch.other, padded / 64);
       }
+      if (r > 0 && rule.code == ATOL && !seen.nan()) {
+        tally.rules[r][0] += count_apart(a, b, padded, static_cast<float>(rule.threshold));
+        continue;
+      }
       // Rule 0 comes last: its words are still there for the mask.
-      const uint64_t* words = words_of(rule, a, b, padded, n, rounded);
+      const uint64_t* words = words_of(rule, a, b, padded, n, seen, rounded);
       tally.rules[r][0] += popcount(words, padded / 64);
       if (r == 0) use_words(block, words, padded / 64, a, padded - n, seen, ahead);
     }
@@ -140,11 +149,11 @@ struct Scan {
 
   void add_distances_and_norms(const uint8_t* a, const uint8_t* b, int64_t n, const Survey& seen, bool uncast,
                                Ahead& ahead) {
-    const unsigned most = measure_distances(a, b, n, seen, scratch.distances, tally.nan_against_number);
-    if (job.ulp_histogram != nullptr) count_distances(scratch.distances, n, most, tally.at_least);
+    const Farthest most = measure_distances(a, b, n, seen, scratch.distances, tally.nan_against_number);
+    if (job.ulp_histogram != nullptr) count_distances(scratch.distances, n, most.distance, tally.at_least);
     if (job.norms == nullptr) return;
-    // Numbers less than 14 * 128 ULP apart are at most 14 exponents apart: b - a has at most 24 bits.
-    add_code_norms(a, b, n, !seen.nonfinite() && most < 14 * 128, ahead, code_sums);
+    // Magnitudes less than 14 * 128 ULP apart are at most 14 exponents apart: b - a has at most 24 bits.
+    add_code_norms(a, b, n, !seen.nonfinite() && most.magnitudes < 14 * 128, ahead, code_sums);
     if (uncast) value_sums.add_values(scratch.values[0], scratch.values[1], n);
   }
 

@@ -30,7 +30,19 @@ struct Exponents {
 };
 
 static void count_distances(const uint16_t* distances, int64_t n, unsigned most, int64_t* at_least_counts) {
-  count_wide_distances(distances, n, most, at_least_counts);
+  count_wide_distances(distances, n, most, 0, at_least_counts);
+}
+
+// Distances |b - a| > bound in fp32, where no element is NaN.
+static int64_t count_apart(const uint8_t* a, const uint8_t* b, int64_t n, float bound) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    uint16_t x, y;
+    memcpy(&x, a + 2 * i, sizeof x);
+    memcpy(&y, b + 2 * i, sizeof y);
+    count += float_of(bits_of(bf16_to_fp32(y) - bf16_to_fp32(x)) & 0x7FFFFFFF) > bound;
+  }
+  return count;
 }
 
 // Sums of bf16 codes: even elements of each sixteen in the first eight lanes, odd ones in the others.

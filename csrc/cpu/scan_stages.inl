@@ -65,8 +65,11 @@ OFFPRIN_INLINE void each_word(const uint8_t* a, const uint8_t* b, int64_t n, Use
 OFFPRIN_INLINE Codes size_of(Codes x) { return x & splat(MAGNITUDE); }
 OFFPRIN_INLINE Flags is_nan(Codes x) { return at_least(size_of(x), splat(INFINITY_CODE + 1)); }
 OFFPRIN_INLINE Flags is_zero(Codes x) { return equal(size_of(x), zero()); }
+OFFPRIN_INLINE Codes apart(Codes x, Codes y) { return subtract(larger(x, y), smaller(x, y)); }
+// On the ordered line: the difference of the magnitudes, or their sum where the signs differ.
 OFFPRIN_INLINE Codes ulp_distances(Codes x, Codes y) {
-  return distance_signed(with_sign(size_of(x), x), with_sign(size_of(y), y));
+  const Codes x_size = size_of(x), y_size = size_of(y);
+  return sum_where(x ^ y, x_size, y_size, apart(x_size, y_size));
 }
 
 // Takes pairs of zeros and pairs of NaN out of "stored bits differ".
@@ -123,6 +126,14 @@ static void words_values(const Rule& rule, const float* a, const float* b, int64
 // Sign flips and transitions between zero and nonzero.
 static void count_transitions(const uint8_t* a, const uint8_t* b, int64_t n, const Survey& seen, int64_t* counters) {
   if (!seen.zeros() && !seen.signs_differ) return;
+  if (!seen.zeros() && !seen.nan()) {
+    each_word(a, b, n, [&](int64_t, const Codes* x, const Codes* y) {
+      Flags flip[GROUPS];
+      for (int g = 0; g < GROUPS; ++g) flip[g] = at_least(x[g] ^ y[g], splat(SIGN));
+      counters[SIGN_FLIPS] += __builtin_popcountll(word(flip));
+    });
+    return;
+  }
   each_word(a, b, n, [&](int64_t, const Codes* x, const Codes* y) {
     Flags flip[GROUPS], born[GROUPS], dead[GROUPS];
     for (int g = 0; g < GROUPS; ++g) {
@@ -153,10 +164,15 @@ static void count_nonfinite(const uint8_t* a, const uint8_t* b, int64_t n, int64
   });
 }
 
-// Writes the ULP distances, 0 where either is NaN, and returns the largest.
-static unsigned measure_distances(const uint8_t* a, const uint8_t* b, int64_t n, const Survey& seen,
+// Largest ULP distance of a block, and largest difference of its magnitudes' codes.
+struct Farthest {
+  unsigned distance, magnitudes;
+};
+
+// Writes the ULP distances, 0 where either is NaN. The difference of magnitudes is not told where there is a NaN.
+static Farthest measure_distances(const uint8_t* a, const uint8_t* b, int64_t n, const Survey& seen,
                                   uint16_t* distances, int64_t& nan_against_number) {
-  Codes most = zero();
+  Codes most = zero(), most_apart = zero();
   uint8_t* out = reinterpret_cast<uint8_t*>(distances);
   if (seen.nan()) {
     each_word(a, b, n, [&](int64_t w, const Codes* x, const Codes* y) {
@@ -172,25 +188,30 @@ static unsigned measure_distances(const uint8_t* a, const uint8_t* b, int64_t n,
     });
   } else if (seen.signs_differ) {
     for (int64_t i = 0; i < n / LANES; ++i) {
-      const Codes d = ulp_distances(load_once(a + 2 * LANES * i), load_once(b + 2 * LANES * i));
+      const Codes x = load_once(a + 2 * LANES * i), y = load_once(b + 2 * LANES * i);
+      const Codes x_size = size_of(x), y_size = size_of(y), difference = apart(x_size, y_size);
+      const Codes d = sum_where(x ^ y, x_size, y_size, difference);
       most = larger(most, d);
+      most_apart = larger(most_apart, difference);
       store(out + 2 * LANES * i, d);
     }
+    return {largest(most), largest(most_apart)};
   } else {
     // Where no signs differ, codes are as far apart as the numbers on the ordered line.
     for (int64_t i = 0; i < n / LANES; ++i) {
       const Codes x = load_once(a + 2 * LANES * i), y = load_once(b + 2 * LANES * i);
-      const Codes d = subtract(larger(x, y), smaller(x, y));
+      const Codes d = apart(x, y);
       most = larger(most, d);
       store(out + 2 * LANES * i, d);
     }
   }
-  return largest(most);
+  return {largest(most), largest(most)};
 }
 
-// Counts the distances that reach 2^j, for every j that matters.
-static void count_wide_distances(const uint16_t* distances, int64_t n, unsigned most, int64_t* at_least_counts) {
-  for (int j = 0; j < 16 && most >> j != 0; ++j) {
+// Counts the distances that reach 2^j, for every j from `first` on that matters.
+static void count_wide_distances(const uint16_t* distances, int64_t n, unsigned most, int first,
+                                 int64_t* at_least_counts) {
+  for (int j = first; j < 16 && most >> j != 0; ++j) {
     Codes counts = zero();
     for (int64_t i = 0; i < n / LANES; ++i) {
       counts = count_up(counts, at_least(load(distances + LANES * i), splat(1 << j)));

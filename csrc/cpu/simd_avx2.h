@@ -31,12 +31,8 @@ OFFPRIN_INLINE Codes smaller(Codes a, Codes b) { return _mm256_min_epu16(a, b); 
 template <int N>
 OFFPRIN_INLINE Codes shift_right(Codes a) { return _mm256_srli_epi16(a, N); }
 OFFPRIN_INLINE Codes doubled(Codes a) { return _mm256_slli_epi16(a, 1); }
-OFFPRIN_INLINE Codes with_sign(Codes magnitude, Codes code) {
-  // vpsignw zeroes lanes whose sign source is 0: a code of +0 has magnitude 0 anyway.
-  return _mm256_sign_epi16(magnitude, code);
-}
-OFFPRIN_INLINE Codes distance_signed(Codes a, Codes b) {
-  return _mm256_sub_epi16(_mm256_max_epi16(a, b), _mm256_min_epi16(a, b));
+OFFPRIN_INLINE Codes sum_where(Codes which, Codes a, Codes b, Codes alternative) {
+  return _mm256_blendv_epi8(alternative, _mm256_add_epi16(a, b), _mm256_srai_epi16(which, 15));
 }
 
 OFFPRIN_INLINE Flags equal(Codes a, Codes b) { return _mm256_cmpeq_epi16(a, b); }
@@ -152,6 +148,10 @@ OFFPRIN_INLINE Floats odd_values(Codes a) {
 }
 OFFPRIN_INLINE void store_floats(float* p, Floats a) { _mm256_storeu_ps(p, a); }
 OFFPRIN_INLINE Floats subtract_floats(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
+OFFPRIN_INLINE int64_t count_larger(Floats a, float bound) {
+  const Floats size = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a);
+  return __builtin_popcount(_mm256_movemask_ps(_mm256_cmp_ps(size, _mm256_set1_ps(bound), _CMP_GT_OQ)));
+}
 OFFPRIN_INLINE Words larger_size(Words largest, Floats a) {
   return _mm256_max_epu32(largest, _mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(0x7FFFFFFF)));
 }

@@ -34,12 +34,9 @@ OFFPRIN_INLINE Codes smaller(Codes a, Codes b) { return _mm512_min_epu16(a, b); 
 template <int N>
 OFFPRIN_INLINE Codes shift_right(Codes a) { return _mm512_srli_epi16(a, N); }
 OFFPRIN_INLINE Codes doubled(Codes a) { return _mm512_slli_epi16(a, 1); }
-// magnitude where the code is not negative, else minus magnitude
-OFFPRIN_INLINE Codes with_sign(Codes magnitude, Codes code) {
-  return _mm512_mask_sub_epi16(magnitude, _mm512_movepi16_mask(code), zero(), magnitude);
-}
-OFFPRIN_INLINE Codes distance_signed(Codes a, Codes b) {
-  return _mm512_sub_epi16(_mm512_max_epi16(a, b), _mm512_min_epi16(a, b));
+// a + b where the top bit of `which` is set, else the alternative
+OFFPRIN_INLINE Codes sum_where(Codes which, Codes a, Codes b, Codes alternative) {
+  return _mm512_mask_add_epi16(alternative, _mm512_movepi16_mask(which), a, b);
 }
 
 OFFPRIN_INLINE Flags equal(Codes a, Codes b) { return _mm512_cmpeq_epi16_mask(a, b); }
@@ -133,6 +130,10 @@ OFFPRIN_INLINE Floats odd_values(Codes a) {
 }
 OFFPRIN_INLINE void store_floats(float* p, Floats a) { _mm512_storeu_ps(p, a); }
 OFFPRIN_INLINE Floats subtract_floats(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+// How many magnitudes exceed the bound; none that is NaN.
+OFFPRIN_INLINE int64_t count_larger(Floats a, float bound) {
+  return __builtin_popcount(_mm512_cmp_ps_mask(_mm512_abs_ps(a), _mm512_set1_ps(bound), _CMP_GT_OQ));
+}
 // Larger of the magnitudes; as integers, where NaN outranks Inf and so survives.
 OFFPRIN_INLINE Words larger_size(Words largest, Floats a) {
   return _mm512_max_epu32(largest, _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7FFFFFFF)));

@@ -32,13 +32,8 @@ OFFPRIN_INLINE Codes larger(Codes a, Codes b) { return choose((Flags)(a > b), a,
 OFFPRIN_INLINE Codes smaller(Codes a, Codes b) { return choose((Flags)(a > b), b, a); }
 template <int N>
 OFFPRIN_INLINE Codes shift_right(Codes a) { return a >> N; }
-OFFPRIN_INLINE Codes with_sign(Codes magnitude, Codes code) {
-  const Codes negative = (Codes)((SignedCodes)code < 0);
-  return (magnitude ^ negative) - negative;
-}
-OFFPRIN_INLINE Codes distance_signed(Codes a, Codes b) {
-  const Flags first = (Flags)((SignedCodes)a > (SignedCodes)b);
-  return choose(first, a, b) - choose(first, b, a);
+OFFPRIN_INLINE Codes sum_where(Codes which, Codes a, Codes b, Codes alternative) {
+  return choose((Flags)((SignedCodes)which < 0), a + b, alternative);
 }
 
 OFFPRIN_INLINE Flags equal(Codes a, Codes b) { return (Flags)(a == b); }

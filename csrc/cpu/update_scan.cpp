@@ -4,6 +4,7 @@
 #include <mutex>
 #include <vector>
 
+#include "pages.h"
 #include "scan_kernel.h"
 #include "tasks.h"
 
@@ -109,6 +110,9 @@ void update_scan(const UpdateScan& job, Isa isa, int threads) {
     const int64_t end = std::min(grid.cells(), (task + 1) * cells_per_task);
     for (int64_t i = task * cells_per_task; i < end; ++i) {
       const Cell cell = grid.cell(i);
+      const int64_t mask_row = row_bytes(job.columns);
+      if (job.mask != nullptr && grid.across == 1)
+        prepare_pages(job.mask + cell.row_begin * mask_row, (cell.row_end - cell.row_begin) * mask_row);
       kernel(job, cell, tally, *scratch, locks.of_column(cell.column_begin));
       if (job.norms != nullptr) std::copy_n(tally.norms[0], 2 * NORMS, norms[static_cast<size_t>(i)].row[0]);
     }
