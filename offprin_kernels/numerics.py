@@ -33,7 +33,7 @@ def round_to_bf16_codes(x: torch.Tensor) -> torch.Tensor:
 
 
 def to_fp32(x: torch.Tensor) -> torch.Tensor:
-    """bf16, fp16 or fp32 -> fp32, exact. An fp16 NaN is quieted and keeps its payload (torch's own conversion may not)."""
+    """bf16, fp16 or fp32 -> fp32, exact. An fp16 NaN is quieted and keeps its payload (torch's own way may not)."""
     wide = x.to(torch.float32)
     if x.dtype != torch.float16:
         return wide

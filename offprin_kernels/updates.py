@@ -179,19 +179,23 @@ def update_mask(
     rule: str | Rule = "bitwise",
     threshold: float | None = None,
     *,
+    out: BitMask | None = None,
     backend: str | None = None,
 ) -> BitMask:
     """The set of coordinates that changed between two weight tensors, in bf16 storage.
 
     Arguments, errors and source as in :func:`update_scan`. Returns a :class:`BitMask` of the tensors' shape: one bit
-    per weight.
+    per weight. With ``out``, a mask of that shape is overwritten and returned: who compares again and again (a training
+    loop, say) then saves the page faults of fresh memory. ValueError where its shape or device differs.
 
     >>> update_mask(torch.ones(2, 3), torch.tensor([[1.0, 2, 1], [1, 1, 1.001]])).count()
     1
     """
-    scan = update_scan(base, tuned, rule, threshold, outputs="mask", backend=backend)
-    assert scan.mask is not None
-    return scan.mask
+    if out is not None and out.shape != base.shape:
+        raise ValueError(f"out has shape {tuple(out.shape)} and base {tuple(base.shape)}; they must be equal")
+    rules = (Rule.parse(rule, threshold),)
+    raw = op.scan(base, tuned, rules, Output.MASK, mask_out=None if out is None else out.words, backend=backend)
+    return BitMask(raw.mask, base.shape, check=False) if out is None else out
 
 
 def visible(weight: torch.Tensor, update: torch.Tensor, *, backend: str | None = None) -> BitMask:

@@ -19,6 +19,15 @@ def test_update_mask_is_inequality_of_bf16_values() -> None:
     assert torch.equal(mask.to_dense(), (base != after) & ~both_nan)
 
 
+def test_mask_is_written_into_a_given_one() -> None:
+    base = weights((40, 130))
+    out = BitMask.ones(base.shape)
+    assert update_mask(base, tuned(base), out=out) is out
+    assert out == update_mask(base, tuned(base))
+    with pytest.raises(ValueError, match="out has shape"):
+        update_mask(base, base, out=BitMask.zeros((40, 131)))
+
+
 def test_scan_fields_agree_with_each_other() -> None:
     base = weights((64, 300))
     after = tuned(base)

@@ -23,7 +23,9 @@ def test_resources(source, arch, tmp_path) -> None:
     command += ["-Xptxas", "-v,-warn-spills,-warn-lmem-usage", "-Werror", "all-warnings", str(source), "-o"]
     done = subprocess.run([*command, str(tmp_path / "kernel.cubin")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    spills = [int(n) for pair in re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr) for n in pair]
+    spills = [
+        int(n) for pair in re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr) for n in pair
+    ]
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", done.stderr)]
     assert registers and spills, "the compiler reported nothing"
     assert not any(spills)

@@ -116,6 +116,24 @@ def test_unchanged_input(backend, device) -> None:
     assert int(got.rule_counts[0, 0]) == 0
 
 
+def test_mask_into_given_memory(backend, device) -> None:
+    base = weights((19, 333)).to(device)
+    after = tuned(base.cpu()).to(device)
+    given = torch.full((19, 48), 0xA5, dtype=torch.uint8, device=device)
+    version = given._version
+    got = scan(base, after, RULES[:1], Output.ROWS, mask_out=given, backend=backend)
+    want = scan(base.cpu(), after.cpu(), RULES[:1], Output.MASK | Output.ROWS, backend="reference")
+    assert got.mask is given and given._version > version
+    assert_same(got, want, base.numel())
+
+
+def test_bad_memory_for_the_mask() -> None:
+    base = torch.zeros(3, 70)
+    for bad in (torch.zeros(3, 8, dtype=torch.uint8), torch.zeros(3, 16), torch.zeros(16, 3, dtype=torch.uint8).T):
+        with pytest.raises(ValueError, match="mask_out must be a contiguous uint8 tensor"):
+            scan(base, base, mask_out=bad)
+
+
 def test_same_input_same_bits(backend, device) -> None:
     base = weights((64, 3000)).to(device)
     after = tuned(base.cpu()).to(device)
@@ -155,7 +173,10 @@ def test_opcheck(backend, device) -> None:
     base = weights((6, 130)).to(device)
     outputs = int(supported(backend, Output.all()))
     after = tuned(base.cpu()).to(device)
-    torch.library.opcheck(torch.ops.offprin.update_scan, (base, after, [0.0, 0.0, 2.0, 1e-3], outputs, False, backend))
+    rules = [0.0, 0.0, 2.0, 1e-3]
+    torch.library.opcheck(torch.ops.offprin.update_scan, (base, after, rules, outputs, False, backend))
+    mask = torch.zeros(6, 24, dtype=torch.uint8, device=device)
+    torch.library.opcheck(torch.ops.offprin.update_scan_into, (base, after, mask, rules, outputs, False, backend))
 
 
 @pytest.mark.traced

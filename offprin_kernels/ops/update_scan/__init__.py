@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ... import packing
 from ..._backend import choose
 from . import contract
 from .contract import DTYPE_CODES, Output, Rule, RuleCode, ScanTensors
@@ -26,6 +27,7 @@ def scan(
     outputs: Output = Output.MASK,
     *,
     additive: bool = False,
+    mask_out: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> ScanTensors:
     """Compare two tensors in bf16 storage in one pass.
@@ -37,6 +39,8 @@ def scan(
             the others are only counted.
         outputs: what to compute besides the counts; what is not asked for costs nothing.
         additive: ``tuned`` is an update: compare ``base`` with ``base + tuned`` (added in fp32, rounded once).
+        mask_out: packed words to write the mask into (uint8 ``[m, row_bytes(n)]``, contiguous, on the base's device)
+            instead of fresh memory, whose page faults cost a fifth of a large scan on the CPU.
         backend: force one of ``reference``, ``cpu``, ``triton``, ``cuda``.
 
     Returns:
@@ -64,29 +68,63 @@ def scan(
         raise ValueError("rule 'storage' compares stored bits, and a sum has none yet; use 'bitwise' with additive")
     flat = [value for rule in rules for value in (float(rule.code.value), rule.threshold)]
     tuned = tuned.to(base.device)
-    out = _scan(base.detach().contiguous(), tuned.detach().contiguous(), flat, outputs.value, additive, backend or "")
-    return ScanTensors(*out)
+    base, tuned = base.detach().contiguous(), tuned.detach().contiguous()
+    if mask_out is None:
+        return ScanTensors(*_scan(base, tuned, flat, outputs.value, additive, backend or ""))
+    check_mask_out(mask_out, base)
+    outputs |= Output.MASK
+    return ScanTensors(mask_out, *_scan_into(base, tuned, mask_out, flat, outputs.value, additive, backend or ""))
 
 
-Eight = tuple[
-    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
-]
+def check_mask_out(mask: torch.Tensor, base: torch.Tensor) -> None:
+    m, n = packing.matrix_shape(base.shape)
+    wanted = (m, packing.row_bytes(n))
+    if mask.dtype != torch.uint8 or tuple(mask.shape) != wanted or not mask.is_contiguous():
+        raise ValueError(f"mask_out must be a contiguous uint8 tensor of shape {wanted}")
+    if mask.device != base.device:
+        raise ValueError(f"mask_out is on {mask.device} and base on {base.device}; allocate it there")
 
 
-@torch.library.custom_op("offprin::update_scan", mutates_args=())
-def _scan(
-    base: torch.Tensor, tuned: torch.Tensor, rules: list[float], outputs: int, additive: bool, backend: str
-) -> Eight:
+def run(
+    base: torch.Tensor,
+    tuned: torch.Tensor,
+    rules: list[float],
+    outputs: int,
+    additive: bool,
+    backend: str,
+    mask: torch.Tensor | None = None,
+) -> ScanTensors:
     # chosen here and not by the caller, so that a compiled graph holds no look-up of files or environment
     chosen = choose(base.device, BACKENDS, backend)
     parsed = [Rule(RuleCode(int(code)), threshold) for code, threshold in zip(rules[::2], rules[1::2], strict=True)]
     module = {"reference": ".reference", "cpu": ".native", "cuda": ".native", "triton": ".triton_kernel"}[chosen]
     implementation = importlib.import_module(module, __package__)
     function = implementation.scan_cuda if chosen == "cuda" else implementation.scan
-    found: ScanTensors = function(base, tuned, parsed, Output(outputs), additive)
-    return tuple(found)  # type: ignore[return-value]  # custom ops take no NamedTuple
+    return function(base, tuned, parsed, Output(outputs), additive, mask)
+
+
+# Custom ops take plain tuples of known length: the fields of ScanTensors, with the mask and without it.
+T = torch.Tensor
+Eight = tuple[T, T, T, T, T, T, T, T]
+Seven = tuple[T, T, T, T, T, T, T]
+
+
+@torch.library.custom_op("offprin::update_scan", mutates_args=())
+def _scan(base: T, tuned: T, rules: list[float], outputs: int, additive: bool, backend: str) -> Eight:
+    return tuple(run(base, tuned, rules, outputs, additive, backend))  # type: ignore[return-value]
 
 
 @_scan.register_fake
-def _(base: torch.Tensor, tuned: torch.Tensor, rules: list[float], outputs: int, additive: bool, backend: str) -> Eight:
+def _(base: T, tuned: T, rules: list[float], outputs: int, additive: bool, backend: str) -> Eight:
     return tuple(contract.allocate(base, tuned, len(rules) // 2, Output(outputs), additive))  # type: ignore[return-value]
+
+
+@torch.library.custom_op("offprin::update_scan_into", mutates_args=("mask",))
+def _scan_into(base: T, tuned: T, mask: T, rules: list[float], outputs: int, additive: bool, backend: str) -> Seven:
+    return tuple(run(base, tuned, rules, outputs, additive, backend, mask)[1:])  # type: ignore[return-value]
+
+
+@_scan_into.register_fake
+def _(base: T, tuned: T, mask: T, rules: list[float], outputs: int, additive: bool, backend: str) -> Seven:
+    found = contract.allocate(base, tuned, len(rules) // 2, Output(outputs), additive, mask)
+    return tuple(found[1:])  # type: ignore[return-value]

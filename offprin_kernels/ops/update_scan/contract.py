@@ -144,9 +144,15 @@ def has_uncast(base: torch.dtype, tuned: torch.dtype, additive: bool) -> bool:
 
 
 def allocate(
-    base: torch.Tensor, tuned: torch.Tensor, rules: int, outputs: Output, additive: bool, fill: bool = True
+    base: torch.Tensor,
+    tuned: torch.Tensor,
+    rules: int,
+    outputs: Output,
+    additive: bool,
+    mask: torch.Tensor | None = None,
+    fill: bool = True,
 ) -> ScanTensors:
-    """Result tensors for one scan, zeroed; with ``fill=False`` left uninitialised."""
+    """Result tensors for one scan, zeroed; with ``fill=False`` left uninitialised. ``mask`` is used where given."""
     m, n = packing.matrix_shape(base.shape)
 
     def tensor(shape: tuple[int, ...], wanted: bool, dtype: torch.dtype = torch.int64) -> torch.Tensor:
@@ -154,7 +160,7 @@ def allocate(
         return make(shape if wanted else (0,) * len(shape), dtype, base.device)
 
     return ScanTensors(
-        mask=tensor((m, packing.row_bytes(n)), Output.MASK in outputs, torch.uint8),
+        mask=tensor((m, packing.row_bytes(n)), Output.MASK in outputs, torch.uint8) if mask is None else mask,
         row_counts=tensor((m,), Output.ROWS in outputs),
         col_counts=tensor((n,), Output.COLUMNS in outputs),
         rule_counts=tensor((rules, 2), True),

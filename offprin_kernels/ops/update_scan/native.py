@@ -50,23 +50,33 @@ def arguments(
 
 
 def scan(
-    base: torch.Tensor, tuned: torch.Tensor, rules: Sequence[c.Rule], outputs: c.Output, additive: bool
+    base: torch.Tensor,
+    tuned: torch.Tensor,
+    rules: Sequence[c.Rule],
+    outputs: c.Output,
+    additive: bool,
+    mask: torch.Tensor | None = None,
 ) -> c.ScanTensors:
-    out = c.allocate(base, tuned, len(rules), outputs, additive, fill=False)
+    out = c.allocate(base, tuned, len(rules), outputs, additive, mask, fill=False)
     library = _native.library("cpu")
     library.update_scan(library.UpdateScan(*arguments(base, tuned, rules, outputs, additive, out)), threads())
     return out
 
 
 def scan_cuda(
-    base: torch.Tensor, tuned: torch.Tensor, rules: Sequence[c.Rule], outputs: c.Output, additive: bool
+    base: torch.Tensor,
+    tuned: torch.Tensor,
+    rules: Sequence[c.Rule],
+    outputs: c.Output,
+    additive: bool,
+    mask: torch.Tensor | None = None,
 ) -> c.ScanTensors:
     if outputs & ~(c.Output.MASK | c.Output.ROWS):
         raise BackendUnavailable("backend 'cuda' makes counts, mask and rows only; use backend='triton' for the rest")
     library = _native.library("cuda")
     with torch.cuda.device(base.device):
         # Its kernels add to their outputs, so these start at zero.
-        out = c.allocate(base, tuned, len(rules), outputs, additive)
+        out = c.allocate(base, tuned, len(rules), outputs, additive, mask)
         stream = torch.cuda.current_stream(base.device).cuda_stream
         library.update_scan(library.UpdateScan(*arguments(base, tuned, rules, outputs, additive, out)), stream)
     return out

@@ -61,7 +61,12 @@ def norm_row(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def scan(
-    base: torch.Tensor, tuned: torch.Tensor, rules: Sequence[c.Rule], outputs: c.Output, additive: bool
+    base: torch.Tensor,
+    tuned: torch.Tensor,
+    rules: Sequence[c.Rule],
+    outputs: c.Output,
+    additive: bool,
+    mask: torch.Tensor | None = None,
 ) -> c.ScanTensors:
     """All outputs of one scan; ``rules[0]`` decides mask, rows, columns and the histogram of changed exponents."""
     m, n = matrix_shape(base.shape)
@@ -73,7 +78,7 @@ def scan(
     b = num.round_to_bf16_codes(tuned32) if additive else num.bf16_codes(tuned)
     uncast = c.has_uncast(base.dtype, tuned.dtype, additive)
 
-    out = c.allocate(base, tuned, len(rules), outputs, additive)
+    out = c.allocate(base, tuned, len(rules), outputs, additive, mask)
     dense = changed(a, b, rules[0])
     for i, rule in enumerate(rules):
         out.rule_counts[i, 0] = changed(a, b, rule).sum()

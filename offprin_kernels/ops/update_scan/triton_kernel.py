@@ -134,12 +134,18 @@ def threshold_of(r: c.Rule) -> int:
 
 
 def plan(
-    base: torch.Tensor, tuned: torch.Tensor, rules: Sequence[c.Rule], outputs: c.Output, additive: bool, arch: str
+    base: torch.Tensor,
+    tuned: torch.Tensor,
+    rules: Sequence[c.Rule],
+    outputs: c.Output,
+    additive: bool,
+    arch: str,
+    mask: torch.Tensor | None = None,
 ) -> tuple[c.ScanTensors, list[_launch.Launch]]:
     """Result tensors and the launches that fill them. ``base`` and ``tuned`` may be on the meta device."""
     rows, columns = packing.matrix_shape(base.shape)
     s = settings(rows, columns, (base.dtype, tuned.dtype), rules, outputs, additive, arch)
-    out = c.allocate(base, tuned, len(rules), outputs, additive, fill=False)
+    out = c.allocate(base, tuned, len(rules), outputs, additive, mask, fill=False)
     # Mask and norms are overwritten; everything else is added to.
     for name, tensor in zip(out._fields, out, strict=True):
         if name not in ("mask", "norms"):
@@ -187,22 +193,32 @@ def bits_of(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def scan(
-    base: torch.Tensor, tuned: torch.Tensor, rules: Sequence[c.Rule], outputs: c.Output, additive: bool
+    base: torch.Tensor,
+    tuned: torch.Tensor,
+    rules: Sequence[c.Rule],
+    outputs: c.Output,
+    additive: bool,
+    mask: torch.Tensor | None = None,
 ) -> c.ScanTensors:
     """All outputs of one scan; ``rules[0]`` decides mask, rows, columns and the histogram of changed exponents."""
     if base.numel() == 0:
-        return empty_scan(base, tuned, rules, outputs, additive)
-    out, launches = plan(base, tuned, rules, outputs, additive, _launch.arch(base.device))
+        return empty_scan(base, tuned, rules, outputs, additive, mask)
+    out, launches = plan(base, tuned, rules, outputs, additive, _launch.arch(base.device), mask)
     for launch in launches:
         launch.run()
     return out
 
 
 def empty_scan(
-    base: torch.Tensor, tuned: torch.Tensor, rules: Sequence[c.Rule], outputs: c.Output, additive: bool
+    base: torch.Tensor,
+    tuned: torch.Tensor,
+    rules: Sequence[c.Rule],
+    outputs: c.Output,
+    additive: bool,
+    mask: torch.Tensor | None = None,
 ) -> c.ScanTensors:
     """Zeros, and UNDEFINED where there is no un-cast comparison."""
-    out = c.allocate(base, tuned, len(rules), outputs, additive)
+    out = c.allocate(base, tuned, len(rules), outputs, additive, mask)
     uncast = c.has_uncast(base.dtype, tuned.dtype, additive)
     for i, r in enumerate(rules):
         if not uncast or r.code == c.RuleCode.ULP:
