@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ._version import __version__
+
 if TYPE_CHECKING:
     import torch
 
@@ -36,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="offprin", description="Where post-training moves a model's weights.")
+    top.add_argument("--version", action="version", version=f"offprin-kernels {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     analyze = commands.add_parser(

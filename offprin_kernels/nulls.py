@@ -53,3 +53,25 @@ def stratified_intersection(sizes: ArrayLike, a: ArrayLike, b: ArrayLike) -> Int
     mean = a * b / n
     variance = np.where(n > 1, mean * (n - a) / n * (n - b) / np.maximum(n - 1, 1), 0.0)
     return IntersectionNull(float(mean.sum()), float(variance.sum()))
+
+
+def independent_votes(sizes: ArrayLike, counts: ArrayLike) -> np.ndarray:
+    """Expected number of coordinates set in exactly j of R masks that are independent within each stratum.
+
+    Args:
+        sizes: int ``[strata]``, coordinates in each stratum.
+        counts: int ``[R, strata]``, coordinates of each mask in each stratum.
+
+    Returns:
+        float64 ``[R + 1]``, summing to ``sum(sizes)``: the null of the consensus histogram.
+    """
+    sizes = np.asarray(sizes, dtype=np.float64)
+    counts = np.asarray(counts, dtype=np.float64)
+    densities = np.divide(counts, sizes, out=np.zeros_like(counts), where=sizes > 0)
+    # shares[j]: probability of j votes so far, by stratum (Poisson binomial, one mask after the other)
+    shares = np.zeros((len(densities) + 1, len(sizes)))
+    shares[0] = 1.0
+    for density in densities:
+        shares[1:] = shares[1:] * (1 - density) + shares[:-1] * density
+        shares[0] *= 1 - density
+    return shares @ sizes

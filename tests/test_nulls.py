@@ -50,6 +50,17 @@ def test_mean_and_variance_by_simulation() -> None:
     assert np.var(drawn) == pytest.approx(null.variance, rel=0.05)
 
 
+def test_independent_votes_by_simulation() -> None:
+    rng = np.random.default_rng(0)
+    sizes, counts = np.array([3000, 50_000, 0]), np.array([[1500, 100, 0], [2900, 25_000, 0], [0, 40_000, 0]])
+    expected = nulls.independent_votes(sizes, counts)
+    assert expected.sum() == pytest.approx(53_000)
+    votes = [sum((rng.random(n) < c[s] / n).astype(int) for c in counts) for s, n in enumerate(sizes) if n]
+    seen = np.bincount(np.concatenate(votes), minlength=4)
+    np.testing.assert_allclose(seen, expected, atol=5 * np.sqrt(53_000) / 2)
+    np.testing.assert_allclose(nulls.independent_votes([10], [[5], [5]]), [2.5, 5.0, 2.5])
+
+
 def test_geometry_free_masks_have_no_excess_over_the_exponent_null() -> None:
     # two random updates of equal size, seen through bf16 rounding: well above Bernoulli, explained by exponents
     import torch

@@ -88,7 +88,7 @@ def measure(
         pair_row(unit, plan, runs[i], runs[j], tallies, int(intersections[i, j]))
         for i, j in itertools.combinations(range(len(runs)), 2)
     ]
-    consensus = [consensus_row(unit, votes)] if len(runs) > 1 else []
+    consensus = [consensus_row(unit, votes, [tallies[run] for run in runs])] if len(runs) > 1 else []
     return UnitResult(tensors, pairs, consensus, stripes)
 
 
@@ -252,13 +252,17 @@ def agreement_fields(
     }
 
 
-def consensus_row(unit: Unit, votes: torch.Tensor) -> dict:
-    """Histogram of the number of runs that changed a coordinate (R times the consensus)."""
+def consensus_row(unit: Unit, votes: torch.Tensor, tallies: list[Tally]) -> dict:
+    """Coordinates changed in exactly j runs (R times the consensus), observed and if runs were independent."""
+    changed = [int(tally.rule_counts[0, 0]) for tally in tallies]
+    by_exponent = [tally.exponent_histogram[1] for tally in tallies]
     return {
         "name": unit.name,
         "layer": unit.layer,
         "kind": unit.kind,
-        "runs": len(votes) - 1,
+        "runs": len(tallies),
         "total": unit.total,
         "coordinates": votes.tolist(),
+        "expected_uniform": nulls.independent_votes([unit.total], [[count] for count in changed]),
+        "expected_exponent": nulls.independent_votes(tallies[0].exponent_histogram[0], by_exponent),
     }

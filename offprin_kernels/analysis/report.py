@@ -84,10 +84,12 @@ def pairs_table(pairs: Sequence[dict]) -> str:
     return table(header, rows)
 
 
-def consensus_text(consensus: dict) -> str:
-    runs, total = consensus["runs"], consensus["total"]
-    shares = ", ".join(f"{j}: {percent(count / total, 2)}" for j, count in enumerate(consensus["coordinates"]))
-    return f"coordinates changed by exactly j of {runs} runs ({total:,} shared) - {shares}"
+def consensus_table(consensus: dict) -> str:
+    """How many runs changed a coordinate, observed and under independence."""
+    runs, total = consensus["runs"], max(1, consensus["total"])
+    header = (f"changed by exactly j of {runs} runs", "share", "if uniform", "if by exponent")
+    shares = zip(consensus["coordinates"], consensus["expected_uniform"], consensus["expected_exponent"], strict=True)
+    return table(header, [(f"j = {j}", *(percent(n / total, 2) for n in row)) for j, row in enumerate(shares)])
 
 
 def ledger_text(ledger: dict, limit: int = 8) -> list[str]:
@@ -121,7 +123,8 @@ def render(summary: dict, root: Path) -> str:
     if summary["pairs"]:
         lines += ["", "Agreement of update masks (all coordinates pooled)", pairs_table(summary["pairs"])]
     if summary["consensus"]:
-        lines.append(consensus_text(summary["consensus"]))
+        consensus = summary["consensus"]
+        lines += ["", f"Consensus ({consensus['total']:,} weights that all runs share)", consensus_table(consensus)]
     state = "complete" if summary["complete"] else "PARTIAL: some tensors could not be compared (see above)"
     lines += ["", f"{state}; results in {root}"]
     return "\n".join(lines).lstrip("\n")

@@ -31,6 +31,7 @@ FLOAT = frozenset(
 )
 BOOL = frozenset(["linear", "flagged_nonfinite"])
 LIST = frozenset(["shape", "ulp_histogram", "exponent_all", "exponent_changed", "coordinates", "counts"])
+FLOAT_LIST = frozenset(["expected_uniform", "expected_exponent"])
 
 # Columns of tables that may be empty, in order; those of ``tensors`` come from its rows.
 COLUMNS = {
@@ -39,13 +40,13 @@ COLUMNS = {
         jaccard_exponent excess_over_exponent z_bernoulli z_exponent intersection_exponent
         intersection_exponent_variance
     """.split(),
-    "consensus": "name layer kind runs total coordinates".split(),
+    "consensus": "name layer kind runs total coordinates expected_uniform expected_exponent".split(),
     "stripes": "run name axis length counts".split(),
 }
 
 
 def is_list(name: str) -> bool:
-    return name in LIST
+    return name in LIST or name in FLOAT_LIST
 
 
 def arrow_schema(names: list[str]):
@@ -59,6 +60,8 @@ def arrow_schema(names: list[str]):
             return pa.bool_()
         if name in LIST:
             return pa.list_(pa.int64())
+        if name in FLOAT_LIST:
+            return pa.list_(pa.float64())
         return pa.float64() if name in FLOAT else pa.int64()
 
     return pa.schema([(name, kind(name)) for name in names])

@@ -24,6 +24,7 @@ def summarize(plan: Plan, tensors: Columns, pairs: Columns, consensus: list[dict
         "options": plan.options.describe(),
         "runs": [run_summary(plan, name, tensors) for name in plan.names],
         "pairs": [pair_summary(a, b, pairs) for a, b in itertools.combinations(plan.names, 2)],
+        "mean_jaccard": mean_jaccard(pairs),
         "consensus": consensus_summary(consensus),
         "provenance": {
             **provenance,
@@ -104,6 +105,12 @@ def pair_summary(a: str, b: str, pairs: Columns) -> dict:
     }
 
 
+def mean_jaccard(pairs: Columns) -> dict | None:
+    """Mean off-diagonal Jaccard index over all pairs and tensors, beside the means of its nulls."""
+    keys = ("jaccard", "jaccard_bernoulli", "jaccard_exponent", "excess_over_exponent")
+    return {key: float(pairs[key].mean()) for key in keys} if len(pairs["name"]) else None
+
+
 def consensus_summary(rows: list[dict]) -> dict | None:
     """Coordinates changed in exactly j runs, over the tensors that all runs share; None for a single run."""
     if not rows:
@@ -114,7 +121,10 @@ def consensus_summary(rows: list[dict]) -> dict | None:
         "runs": runs,
         "tensors": len(shared),
         "total": sum(row["total"] for row in shared),
-        "coordinates": np.sum([row["coordinates"] for row in shared], axis=0).tolist(),
+        **{
+            key: np.sum([row[key] for row in shared], axis=0).tolist()
+            for key in ("coordinates", "expected_uniform", "expected_exponent")
+        },
     }
 
 

@@ -77,6 +77,9 @@ def test_pairs_and_consensus(pair, tmp_path) -> None:
     assert pooled["intersection"] == sum(row["intersection"] for row in rows)
     coordinates = summary["consensus"]["coordinates"]
     assert coordinates[2] == pooled["intersection"] and coordinates[1] + coordinates[2] == pooled["union"]
+    for null in ("expected_uniform", "expected_exponent"):
+        assert sum(summary["consensus"][null]) == pytest.approx(sum(coordinates))
+    assert summary["mean_jaccard"]["jaccard"] == pytest.approx(sum(row["jaccard"] for row in rows) / len(rows))
     assert sum(coordinates) == summary["consensus"]["total"] == sum(t.numel() for t in base.values())
 
 
