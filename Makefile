@@ -35,8 +35,9 @@ bench: $(VENV)/installed
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-disable-gc --benchmark-warmup=on
 
 gpu:
-	OFFPRIN_CUDA=1 $(PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
-	$(PYTHON) -m pytest tests
+	OFFPRIN_CUDA=1 OFFPRIN_CUDA_ARCHS="$$($(PYTHON) -c 'import torch; print(*torch.cuda.get_device_capability(), sep="")')" \
+	    $(PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
+	$(PYTHON) -m pytest tests --ignore=tests/packaging
 	$(PYTHON) -m benchmarks.gpu
 
 clean:
