@@ -70,6 +70,9 @@ def analyze(
     resumed = read_bytes = 0
     device = torch.device(device)
     writers = mask_writers(plan, store.root) if plan.options.save_masks else []
+    if not all(writer.resumed for writer in writers):
+        # masks of finished parts are gone (moved away, or already renamed when the run was cut short)
+        store.restart_parts()
     for index, part in enumerate(plan.parts):
         size = sum(plan.units[unit].nbytes for unit in part)
         if store.has_part(index):

@@ -99,6 +99,11 @@ class Store:
         finally:
             partial.unlink(missing_ok=True)
 
+    def restart_parts(self) -> None:
+        """Forget what was finished."""
+        self.drop_parts()
+        (self.root / PARTS).mkdir()
+
     def drop_parts(self) -> None:
         shutil.rmtree(self.root / PARTS, ignore_errors=True)
 

@@ -150,6 +150,26 @@ def test_interrupted_run_resumes_to_the_same_bytes(pair, tmp_path, monkeypatch, 
     assert first == second
 
 
+def test_masks_lost_between_two_attempts_are_made_again(pair, tmp_path, monkeypatch) -> None:
+    *_, paths = pair
+    monkeypatch.setattr(plan, "PART_BYTES", 20_000)
+    real = store.Store.write_summary
+
+    def dying(self, summary):
+        raise Stopped
+
+    # all parts are done and the masks have their final names, but nothing says that the analysis is finished
+    monkeypatch.setattr(store.Store, "write_summary", dying)
+    with pytest.raises(Stopped):
+        offprin(*paths, "--out", tmp_path / "out", "--save-masks")
+    monkeypatch.setattr(store.Store, "write_summary", real)
+    assert offprin(*paths, "--out", tmp_path / "out", "--save-masks") == 0
+    assert offprin(*paths, "--out", tmp_path / "whole", "--save-masks") == 0
+    for name in ("one", "two"):
+        masks = [BitMask.load(tmp_path / d / "masks" / f"{name}.safetensors") for d in ("out", "whole")]
+        assert masks[0] == masks[1] and sum(mask.count() for mask in masks[0].values()) > 0
+
+
 def test_killed_process_resumes(pair, tmp_path) -> None:
     *_, paths = pair
     assert offprin(*paths, "--out", tmp_path / "whole") == 0
