@@ -11,6 +11,7 @@ namespace offprin::cpu {
 
 constexpr int64_t BLOCK = 2048;                // elements worked on at a time, so that every stage finds them in L1
 constexpr int64_t BLOCK_WORDS = BLOCK / 64;    // words of mask for one block
+constexpr int ROWS_AT_ONCE = 7;                // rows that column counters take at a time
 constexpr int NORM_LANES = 16;                 // partial sums of a norm, the same under every instruction set
 
 // A rectangle of the matrices: the unit of work, and of the fixed order of float sums.
@@ -37,7 +38,9 @@ struct alignas(64) Scratch {
   uint64_t bitwise[BLOCK_WORDS + 1];
   uint64_t other[BLOCK_WORDS + 1];
   uint64_t row[BLOCK_WORDS];
-  uint8_t column_counters[STRIP];  // changed rows of each column since they were last emptied
+  uint64_t waiting[ROWS_AT_ONCE][STRIP / 64];  // words of rows that are not in the counters yet
+  // Changed rows of each column since they were last emptied. Unaligned, each store would touch two lines.
+  alignas(64) uint8_t column_counters[STRIP];
 };
 
 // Adds one cell to `tally` (its norms are set) and to the job's mask, row and column counts; `column_lock` guards the

@@ -34,6 +34,14 @@ OFFPRIN_INLINE int64_t popcount(const uint64_t* words, int64_t n) {
   return sum;
 }
 
+// Bits added up at each position.
+struct BitSum {
+  uint64_t ones, twos;
+};
+OFFPRIN_INLINE BitSum add_three(uint64_t a, uint64_t b, uint64_t c) {
+  return {a ^ b ^ c, (a & b) | ((a ^ b) & c)};
+}
+
 // One block: `rows` whole rows of `columns` elements that lie one after the other, or a part of one row.
 struct Block {
   int64_t row, column, rows, columns;
@@ -47,8 +55,10 @@ struct Scan {
   pthread_mutex_t* column_lock;
   NormSums code_sums{}, value_sums{};
   Exponents exponents{};
+  Distances distances{};
   int64_t row_changed = 0;    // of the row that blocks are still coming for
-  int64_t counter_rows = 0;   // rows added to the byte counters
+  int waiting_rows = 0;       // rows not added to the byte counters yet
+  int64_t counter_rows = 0;   // rows added to them
 
   const uint8_t* at(const void* matrix, int32_t dtype, int64_t row, int64_t column) const {
     return static_cast<const uint8_t*>(matrix) + (row * job.columns + column) * width_of(dtype);
@@ -110,8 +120,9 @@ struct Scan {
     const uint8_t* b = codes(1, tuned, job.tuned_dtype == BF16 && !job.additive, n, padded);
 
     // Four lines hold a word's worth of bf16 pairs; what the other stages do not fetch is left to the first.
+    const bool measured = job.ulp_histogram != nullptr || (NORMS_ASK_DISTANCES && job.norms != nullptr);
     const int survey_lines = 4 - (job.exponent_histogram != nullptr ? EXPONENT_LINES : 0) -
-                             (job.norms != nullptr ? NORM_LINES : 0);
+                             (measured ? DISTANCE_LINES : 0) - (job.norms != nullptr ? NORM_LINES : 0);
     const Survey seen = survey(a, b, padded, ahead, survey_lines, scratch.bitwise);
     if (seen.zeros() || seen.nan()) forgive_zeros_and_nan(a, b, padded, scratch.bitwise);
     bool rounded = false;
@@ -131,10 +142,19 @@ struct Scan {
       tally.rules[r][0] += popcount(words, padded / 64);
       if (r == 0) use_words(block, words, padded / 64, a, padded - n, seen, ahead);
     }
-    if (job.transitions) count_transitions(a, b, padded, seen, tally.counters);
     if (job.nonfinite && seen.nonfinite()) count_nonfinite(a, b, padded, tally.counters);
-    if (job.ulp_histogram != nullptr || job.norms != nullptr)
-      add_distances_and_norms(a, b, padded, seen, uncast, ahead);
+    Distant told{0, 0, Distant::UNTOLD};
+    if (measured) told = distances.add_block(a, b, scratch.bitwise, padded, seen, scratch.distances, ahead, tally);
+    if (job.norms != nullptr) {
+      // Magnitudes less than 14 * 128 ULP apart are at most 14 exponents apart: b - a has at most 24 bits.
+      add_code_norms(a, b, padded, !seen.nonfinite() && told.magnitudes < 14 * 128, ahead, code_sums);
+      if (uncast) value_sums.add_values(scratch.values[0], scratch.values[1], padded);
+    }
+    if (!job.transitions) return;
+    if (told.sign_flips == Distant::UNTOLD || seen.zeros())
+      count_transitions(a, b, padded, seen, tally.counters);
+    else
+      tally.counters[SIGN_FLIPS] += told.sign_flips;
   }
 
   void load_values(const uint8_t* base, const uint8_t* tuned, int64_t n, int64_t padded) {
@@ -145,16 +165,6 @@ struct Scan {
       for (int64_t i = 0; i < n; ++i) y[i] = add_fp32(x[i], y[i]);
     __builtin_memset(x + n, 0, static_cast<size_t>(4 * (padded - n)));
     __builtin_memset(y + n, 0, static_cast<size_t>(4 * (padded - n)));
-  }
-
-  void add_distances_and_norms(const uint8_t* a, const uint8_t* b, int64_t n, const Survey& seen, bool uncast,
-                               Ahead& ahead) {
-    const Farthest most = measure_distances(a, b, n, seen, scratch.distances, tally.nan_against_number);
-    if (job.ulp_histogram != nullptr) count_distances(scratch.distances, n, most.distance, tally.at_least);
-    if (job.norms == nullptr) return;
-    // Magnitudes less than 14 * 128 ULP apart are at most 14 exponents apart: b - a has at most 24 bits.
-    add_code_norms(a, b, n, !seen.nonfinite() && most.magnitudes < 14 * 128, ahead, code_sums);
-    if (uncast) value_sums.add_values(scratch.values[0], scratch.values[1], n);
   }
 
   // Exponents, mask, row and column counts of the changed words.
@@ -189,11 +199,9 @@ struct Scan {
     if (job.mask != nullptr)
       __builtin_memcpy(job.mask + row * row_bytes(job.columns) + block.column / 8, words,
                        static_cast<size_t>(8 * count));
-    if (job.col_counts != nullptr) {
-      uint8_t* counters = scratch.column_counters + (block.column - cell.column_begin);
-      for (int64_t i = 0; i < count; ++i, counters += 64)
-        store_counters(counters, add_bits(load_counters(counters), words[i], 1));
-    }
+    if (job.col_counts != nullptr)
+      __builtin_memcpy(scratch.waiting[waiting_rows] + (block.column - cell.column_begin) / 64, words,
+                       static_cast<size_t>(8 * count));
     if (block.column + block.columns == cell.column_end) end_row(row);
   }
 
@@ -206,15 +214,37 @@ struct Scan {
         __atomic_fetch_add(job.row_counts + row, row_changed, __ATOMIC_RELAXED);
     }
     row_changed = 0;
-    if (job.col_counts != nullptr && (++counter_rows == COUNTER_ROWS || row + 1 == cell.row_end)) {
+    if (job.col_counts == nullptr) return;
+    const bool last = row + 1 == cell.row_end;
+    if (++waiting_rows == ROWS_AT_ONCE || last) add_waiting_rows();
+    if (counter_rows + ROWS_AT_ONCE > COUNTER_ROWS || last) {
       empty_counters(scratch.column_counters, cell.column_end - cell.column_begin, job.col_counts + cell.column_begin,
                      column_lock);
       counter_rows = 0;
     }
   }
 
+  // The counters of a strip and a block do not fit L1 together: rows are added up first, to three bits.
+  void add_waiting_rows() {
+    const int64_t count = (cell.column_end - cell.column_begin + 63) / 64;
+    for (int r = waiting_rows; r < ROWS_AT_ONCE; ++r)
+      __builtin_memset(scratch.waiting[r], 0, static_cast<size_t>(8 * count));
+    uint8_t* counters = scratch.column_counters;
+    for (int64_t i = 0; i < count; ++i, counters += 64) {
+      const auto row = [&](int r) { return scratch.waiting[r][i]; };
+      const BitSum low = add_three(row(0), row(1), row(2)), middle = add_three(low.ones, row(3), row(4));
+      const BitSum high = add_three(middle.ones, row(5), row(6));
+      const BitSum twos = add_three(low.twos, middle.twos, high.twos);
+      const Counters c = add_bits(add_bits(load_counters(counters), high.ones, 1), twos.ones, 2);
+      store_counters(counters, add_bits(c, twos.twos, 4));
+    }
+    counter_rows += waiting_rows;
+    waiting_rows = 0;
+  }
+
   void run() {
     exponents.begin();
+    distances.begin();
     const int64_t columns = cell.column_end - cell.column_begin;
     // Narrow matrices: several whole rows make one block.
     const int64_t rows = columns == job.columns && columns <= BLOCK / 2 ? BLOCK / columns : 1;
@@ -227,10 +257,11 @@ struct Scan {
         const uint8_t* next_base = at(job.base, job.base_dtype, next_row, next_column);
         const uint8_t* next_tuned = at(job.tuned, job.tuned_dtype, next_row, next_column);
         add_block({row, column, rows < rows_left ? rows : rows_left, last ? columns_left : BLOCK},
-                  {{next_base, next_tuned}, 0});
+                  {next_base, next_tuned});
       }
     }
     exponents.finish(tally);
+    distances.finish(tally);
     code_sums.finish(tally.norms[0]);
     value_sums.finish(tally.norms[1]);
   }

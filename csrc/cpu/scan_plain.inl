@@ -1,6 +1,6 @@
 // The stages that the AVX variants do with byte shuffles and fused arithmetic (scan_bytes.inl), in plain loops.
 
-constexpr int EXPONENT_LINES = 0, NORM_LINES = 0;  // see scan_bytes.inl
+constexpr int EXPONENT_LINES = 0, DISTANCE_LINES = 0, NORM_LINES = 0;  // see scan_bytes.inl
 
 // Histograms of the base's exponents, of all and of changed elements.
 struct Exponents {
@@ -29,9 +29,17 @@ struct Exponents {
   }
 };
 
-static void count_distances(const uint16_t* distances, int64_t n, unsigned most, int64_t* at_least_counts) {
-  count_wide_distances(distances, n, most, 0, at_least_counts);
-}
+struct Distances {
+  void begin() {}
+  void finish(Tally&) {}
+
+  Distant add_block(const uint8_t* a, const uint8_t* b, const uint64_t*, int64_t n, const Survey& seen,
+                    uint16_t* distances, Ahead&, Tally& tally) {
+    const Distant told = write_distances(a, b, n, seen, distances, tally);
+    count_reach(distances, n, told.distance, 0, 15, tally);
+    return told;
+  }
+};
 
 // Distances |b - a| > bound in fp32, where no element is NaN.
 static int64_t count_apart(const uint8_t* a, const uint8_t* b, int64_t n, float bound) {
@@ -44,6 +52,8 @@ static int64_t count_apart(const uint8_t* a, const uint8_t* b, int64_t n, float 
   }
   return count;
 }
+
+constexpr bool NORMS_ASK_DISTANCES = false;
 
 // Sums of bf16 codes: even elements of each sixteen in the first eight lanes, odd ones in the others.
 static void add_code_norms(const uint8_t* a, const uint8_t* b, int64_t n, bool, Ahead&, NormSums& sums) {

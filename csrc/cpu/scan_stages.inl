@@ -7,7 +7,6 @@ constexpr int GROUPS = 64 / LANES;  // vectors for one word of mask
 // What a first look at a block tells; it decides which short cuts the later stages may take.
 struct Survey {
   unsigned base_largest, tuned_largest, smallest;  // magnitudes of codes
-  bool signs_differ;                               // somewhere
 
   bool nonfinite() const { return base_largest >= INFINITY_CODE || tuned_largest >= INFINITY_CODE; }
   bool nan() const { return base_largest > INFINITY_CODE || tuned_largest > INFINITY_CODE; }
@@ -17,11 +16,15 @@ struct Survey {
 // Where the next block lies. Its lines are fetched a few at a time by the longer stages of this one: fetched all at
 // once they would make that stage wait, and memory would be idle during the others.
 struct Ahead {
-  const uint8_t* source[2];
-  int64_t line;
+  const uint8_t *next, *after;  // lines of the two sources by turns
 
   inline __attribute__((always_inline)) void fetch(int lines) {
-    for (; lines > 0; --lines, ++line) __builtin_prefetch(source[line % 2] + line / 2 * 64);
+    for (; lines > 0; --lines) {
+      const uint8_t* line = next;
+      __builtin_prefetch(line);
+      next = after;
+      after = line + 64;
+    }
   }
 };
 
@@ -29,7 +32,7 @@ struct Ahead {
 static Survey survey(const uint8_t* a, const uint8_t* b, int64_t n, Ahead& ahead, int lines_ahead,
                      uint64_t* words) {
   const Codes magnitude = splat(MAGNITUDE);
-  Codes base_largest = zero(), tuned_largest = zero(), least = splat(0xFFFF), differing = zero();
+  Codes base_largest = zero(), tuned_largest = zero(), least = splat(0xFFFF);
   for (int64_t w = 0; w < n / 64; ++w) {
     ahead.fetch(lines_ahead);
     Flags f[GROUPS];
@@ -40,12 +43,11 @@ static Survey survey(const uint8_t* a, const uint8_t* b, int64_t n, Ahead& ahead
       base_largest = larger(base_largest, x_size);
       tuned_largest = larger(tuned_largest, y_size);
       least = smaller(least, smaller(x_size, y_size));
-      differing = differing | (x ^ y);
       f[g] = equal(x, y);
     }
     words[w] = ~word(f);
   }
-  return {largest(base_largest), largest(tuned_largest), smallest(least), (largest(differing & splat(SIGN))) != 0};
+  return {largest(base_largest), largest(tuned_largest), smallest(least)};
 }
 
 // Calls use(w, x, y) for every word w, with the GROUPS vectors of base and tuned codes.
@@ -125,7 +127,6 @@ static void words_values(const Rule& rule, const float* a, const float* b, int64
 
 // Sign flips and transitions between zero and nonzero.
 static void count_transitions(const uint8_t* a, const uint8_t* b, int64_t n, const Survey& seen, int64_t* counters) {
-  if (!seen.zeros() && !seen.signs_differ) return;
   if (!seen.zeros() && !seen.nan()) {
     each_word(a, b, n, [&](int64_t, const Codes* x, const Codes* y) {
       Flags flip[GROUPS];
@@ -164,14 +165,18 @@ static void count_nonfinite(const uint8_t* a, const uint8_t* b, int64_t n, int64
   });
 }
 
-// Largest ULP distance of a block, and largest difference of its magnitudes' codes.
-struct Farthest {
-  unsigned distance, magnitudes;
+// What the distances of a block tell the other stages. UNTOLD sign flips have to be counted by themselves.
+struct Distant {
+  static constexpr int64_t UNTOLD = -1;
+
+  unsigned distance;    // the largest
+  unsigned magnitudes;  // largest difference of the codes' magnitudes, unless there is a NaN
+  int64_t sign_flips;   // unless there are zeros
 };
 
-// Writes the ULP distances, 0 where either is NaN. The difference of magnitudes is not told where there is a NaN.
-static Farthest measure_distances(const uint8_t* a, const uint8_t* b, int64_t n, const Survey& seen,
-                                  uint16_t* distances, int64_t& nan_against_number) {
+// Writes the ULP distances, 0 where either is NaN.
+static Distant write_distances(const uint8_t* a, const uint8_t* b, int64_t n, const Survey& seen, uint16_t* distances,
+                               Tally& tally) {
   Codes most = zero(), most_apart = zero();
   uint8_t* out = reinterpret_cast<uint8_t*>(distances);
   if (seen.nan()) {
@@ -184,9 +189,9 @@ static Farthest measure_distances(const uint8_t* a, const uint8_t* b, int64_t n,
         most = larger(most, d);
         store(out + 128 * w + 2 * LANES * g, d);
       }
-      nan_against_number += __builtin_popcountll(word(one_nan));
+      tally.nan_against_number += __builtin_popcountll(word(one_nan));
     });
-  } else if (seen.signs_differ) {
+  } else {
     for (int64_t i = 0; i < n / LANES; ++i) {
       const Codes x = load_once(a + 2 * LANES * i), y = load_once(b + 2 * LANES * i);
       const Codes x_size = size_of(x), y_size = size_of(y), difference = apart(x_size, y_size);
@@ -195,27 +200,16 @@ static Farthest measure_distances(const uint8_t* a, const uint8_t* b, int64_t n,
       most_apart = larger(most_apart, difference);
       store(out + 2 * LANES * i, d);
     }
-    return {largest(most), largest(most_apart)};
-  } else {
-    // Where no signs differ, codes are as far apart as the numbers on the ordered line.
-    for (int64_t i = 0; i < n / LANES; ++i) {
-      const Codes x = load_once(a + 2 * LANES * i), y = load_once(b + 2 * LANES * i);
-      const Codes d = apart(x, y);
-      most = larger(most, d);
-      store(out + 2 * LANES * i, d);
-    }
   }
-  return {largest(most), largest(most)};
+  return {largest(most), largest(most_apart), Distant::UNTOLD};
 }
 
-// Counts the distances that reach 2^j, for every j from `first` on that matters.
-static void count_wide_distances(const uint16_t* distances, int64_t n, unsigned most, int first,
-                                 int64_t* at_least_counts) {
-  for (int j = first; j < 16 && most >> j != 0; ++j) {
+// Counts the distances that reach 2^j, for every j from `first` up to `last` that matters.
+static void count_reach(const uint16_t* distances, int64_t n, unsigned most, int first, int last, Tally& tally) {
+  for (int j = first; j <= last && most >> j != 0; ++j) {
     Codes counts = zero();
-    for (int64_t i = 0; i < n / LANES; ++i) {
+    for (int64_t i = 0; i < n / LANES; ++i)
       counts = count_up(counts, at_least(load(distances + LANES * i), splat(1 << j)));
-    }
-    at_least_counts[j] += code_total(counts);
+    tally.at_least[j] += code_total(counts);
   }
 }

@@ -28,9 +28,6 @@ OFFPRIN_INLINE Codes splat(int code) { return _mm256_set1_epi16(static_cast<shor
 OFFPRIN_INLINE Codes subtract(Codes a, Codes b) { return _mm256_sub_epi16(a, b); }
 OFFPRIN_INLINE Codes larger(Codes a, Codes b) { return _mm256_max_epu16(a, b); }
 OFFPRIN_INLINE Codes smaller(Codes a, Codes b) { return _mm256_min_epu16(a, b); }
-template <int N>
-OFFPRIN_INLINE Codes shift_right(Codes a) { return _mm256_srli_epi16(a, N); }
-OFFPRIN_INLINE Codes doubled(Codes a) { return _mm256_slli_epi16(a, 1); }
 OFFPRIN_INLINE Codes sum_where(Codes which, Codes a, Codes b, Codes alternative) {
   return _mm256_blendv_epi8(alternative, _mm256_add_epi16(a, b), _mm256_srai_epi16(which, 15));
 }
@@ -59,16 +56,24 @@ OFFPRIN_INLINE int64_t code_total(Codes a) {
   return byte_total(_mm256_and_si256(a, splat(0xFF))) + 256 * byte_total(_mm256_srli_epi16(a, 8));
 }
 
-OFFPRIN_INLINE Bytes pack_ordered(Codes low, Codes high) {
+OFFPRIN_INLINE Codes wrapped_distances(Codes a, Codes b) { return _mm256_abs_epi16(_mm256_sub_epi16(a, b)); }
+OFFPRIN_INLINE Bytes pack_signed(Codes low, Codes high) { return _mm256_packs_epi16(low, high); }
+OFFPRIN_INLINE Bytes steps_of(Bytes distances) {
+  const __m256i of_low = _mm256_setr_epi8(0, 0, 1, 1, 3, 3, 3, 3, 7, 7, 7, 7, 7, 7, 7, 7, 0, 0, 1, 1, 3, 3, 3, 3, 7, 7,
+                                          7, 7, 7, 7, 7, 7);
+  const __m256i of_high = _mm256_setr_epi8(0, 15, 31, 31, 63, 63, 63, 63, 0, 0, 0, 0, 0, 0, 0, 0, 0, 15, 31, 31, 63, 63,
+                                           63, 63, 0, 0, 0, 0, 0, 0, 0, 0);
+  const __m256i high = _mm256_and_si256(_mm256_srli_epi16(distances, 4), _mm256_set1_epi8(15));
+  return _mm256_or_si256(_mm256_shuffle_epi8(of_low, distances), _mm256_shuffle_epi8(of_high, high));
+}
+OFFPRIN_INLINE Bytes exponents_of(const uint8_t* codes) {
+  const __m256i low = _mm256_srli_epi16(_mm256_slli_epi16(load(codes), 1), 8);
+  const __m256i high = _mm256_srli_epi16(_mm256_slli_epi16(load(codes + WIDTH), 1), 8);
   return _mm256_permute4x64_epi64(_mm256_packus_epi16(low, high), 0xD8);
 }
-OFFPRIN_INLINE Bytes pack(Codes low, Codes high) { return _mm256_packus_epi16(low, high); }
 OFFPRIN_INLINE Bytes splat_byte(int byte) { return _mm256_set1_epi8(static_cast<char>(byte)); }
 OFFPRIN_INLINE Bytes subtract_bytes(Bytes a, Bytes b) { return _mm256_sub_epi8(a, b); }
 OFFPRIN_INLINE Bytes add_saturated(Bytes a, Bytes b) { return _mm256_adds_epu8(a, b); }
-OFFPRIN_INLINE Bytes count_up_at_least(Bytes counts, Bytes a, Bytes bound) {
-  return _mm256_sub_epi8(counts, _mm256_cmpeq_epi8(_mm256_max_epu8(a, bound), a));
-}
 OFFPRIN_INLINE Bytes lookup(const uint8_t* table, Bytes index) {
   const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
   return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(entries), index);
@@ -155,6 +160,7 @@ OFFPRIN_INLINE int64_t count_larger(Floats a, float bound) {
 OFFPRIN_INLINE Words larger_size(Words largest, Floats a) {
   return _mm256_max_epu32(largest, _mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(0x7FFFFFFF)));
 }
+OFFPRIN_INLINE Words larger_number(Words largest, Floats a) { return larger_size(largest, a); }
 OFFPRIN_INLINE unsigned largest_size(Words a) {
   __m128i half = _mm_max_epu32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
   half = _mm_max_epu32(half, _mm_shuffle_epi32(half, 0x4E));

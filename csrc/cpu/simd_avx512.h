@@ -1,4 +1,4 @@
-// The vector layer for AVX-512 (F, BW, VL, DQ, VPOPCNTDQ). Twins: simd_avx2.h, simd_generic.h.
+// The vector layer for AVX-512 (F, BW, VL, DQ, VBMI, VPOPCNTDQ). Twins: simd_avx2.h, simd_generic.h.
 //
 // Codes: 16-bit lanes. Flags: one truth value per lane of Codes. Bytes: the same register seen as bytes.
 // Words: 64-bit lanes. Counters: 64 byte counters, one for each bit of a word.
@@ -31,9 +31,6 @@ OFFPRIN_INLINE Codes splat(int code) { return _mm512_set1_epi16(static_cast<shor
 OFFPRIN_INLINE Codes subtract(Codes a, Codes b) { return _mm512_sub_epi16(a, b); }
 OFFPRIN_INLINE Codes larger(Codes a, Codes b) { return _mm512_max_epu16(a, b); }
 OFFPRIN_INLINE Codes smaller(Codes a, Codes b) { return _mm512_min_epu16(a, b); }
-template <int N>
-OFFPRIN_INLINE Codes shift_right(Codes a) { return _mm512_srli_epi16(a, N); }
-OFFPRIN_INLINE Codes doubled(Codes a) { return _mm512_slli_epi16(a, 1); }
 // a + b where the top bit of `which` is set, else the alternative
 OFFPRIN_INLINE Codes sum_where(Codes which, Codes a, Codes b, Codes alternative) {
   return _mm512_mask_add_epi16(alternative, _mm512_movepi16_mask(which), a, b);
@@ -58,19 +55,34 @@ OFFPRIN_INLINE int64_t code_total(Codes a) {
   const Codes low = _mm512_and_si512(a, _mm512_set1_epi32(0xFFFF));
   return _mm512_reduce_add_epi32(_mm512_add_epi32(low, _mm512_srli_epi32(a, 16)));
 }
-OFFPRIN_INLINE int64_t byte_total(Bytes a) { return word_total(_mm512_sad_epu8(a, zero())); }
 
-// Bytes of the 16-bit lanes, saturated at 255: in order, or in whatever order is quickest.
-OFFPRIN_INLINE Bytes pack_ordered(Codes low, Codes high) {
-  return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), _mm512_packus_epi16(low, high));
+// |a - b| in 16 bits that wrap: for bf16 codes, none NaN, 0x80 to 0x8000 where the signs differ, else the ULP distance.
+OFFPRIN_INLINE Codes wrapped_distances(Codes a, Codes b) { return _mm512_abs_epi16(_mm512_sub_epi16(a, b)); }
+// 16-bit lanes as signed bytes, those from 127 to 0x7FFF as 127; eight of `low` and eight of `high` by turns.
+OFFPRIN_INLINE Bytes pack_signed(Codes low, Codes high) { return _mm512_packs_epi16(low, high); }
+// Bit j is set from 2^(j+1) on, for distances up to 127; 0x80 gives 0.
+OFFPRIN_INLINE Bytes steps_of(Bytes distances) {
+  struct Table {
+    uint8_t steps[64];
+    constexpr Table() : steps{} {
+      for (int i = 0; i < 64; ++i)
+        for (int j = 0; j < 6; ++j) steps[i] |= static_cast<uint8_t>((i >> j != 0) << j);
+    }
+  };
+  static constexpr Table table;
+  // The lookup takes six bits, so that what a shift of 16-bit lanes brings in from the neighbour does not matter.
+  return _mm512_permutexvar_epi8(_mm512_srli_epi16(distances, 1), _mm512_loadu_si512(table.steps));
 }
-OFFPRIN_INLINE Bytes pack(Codes low, Codes high) { return _mm512_packus_epi16(low, high); }
+// Exponent fields of 64 codes, in order.
+OFFPRIN_INLINE Bytes exponents_of(const uint8_t* codes) {
+  const __m512i at = _mm512_set1_epi64(0x3727170737271707);
+  const __m512i low = _mm512_multishift_epi64_epi8(at, load(codes));
+  const __m512i both = _mm512_mask_multishift_epi64_epi8(low, 0xF0F0F0F0F0F0F0F0, at, load(codes + WIDTH));
+  return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15), both);
+}
 OFFPRIN_INLINE Bytes splat_byte(int byte) { return _mm512_set1_epi8(static_cast<char>(byte)); }
 OFFPRIN_INLINE Bytes subtract_bytes(Bytes a, Bytes b) { return _mm512_sub_epi8(a, b); }
 OFFPRIN_INLINE Bytes add_saturated(Bytes a, Bytes b) { return _mm512_adds_epu8(a, b); }
-OFFPRIN_INLINE Bytes count_up_at_least(Bytes counts, Bytes a, Bytes bound) {
-  return _mm512_mask_add_epi8(counts, _mm512_cmpge_epu8_mask(a, bound), counts, splat_byte(1));
-}
 // table[low 4 bits], or 0 where the top bit is set
 OFFPRIN_INLINE Bytes lookup(const uint8_t* table, Bytes index) {
   const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
@@ -137,6 +149,11 @@ OFFPRIN_INLINE int64_t count_larger(Floats a, float bound) {
 // Larger of the magnitudes; as integers, where NaN outranks Inf and so survives.
 OFFPRIN_INLINE Words larger_size(Words largest, Floats a) {
   return _mm512_max_epu32(largest, _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7FFFFFFF)));
+}
+// The same where none is NaN.
+OFFPRIN_INLINE Words larger_number(Words largest, Floats a) {
+  constexpr int OF_MAGNITUDES = 3, WITHOUT_SIGN = 2 << 2;
+  return _mm512_castps_si512(_mm512_range_ps(_mm512_castsi512_ps(largest), a, OF_MAGNITUDES | WITHOUT_SIGN));
 }
 OFFPRIN_INLINE unsigned largest_size(Words a) { return _mm512_reduce_max_epu32(a); }
 OFFPRIN_INLINE Doubles load_doubles(const double* p) { return _mm512_loadu_pd(p); }

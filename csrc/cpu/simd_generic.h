@@ -30,8 +30,6 @@ OFFPRIN_INLINE Codes subtract(Codes a, Codes b) { return a - b; }
 OFFPRIN_INLINE Codes choose(Flags which, Codes yes, Codes no) { return (yes & which) | (no & ~which); }
 OFFPRIN_INLINE Codes larger(Codes a, Codes b) { return choose((Flags)(a > b), a, b); }
 OFFPRIN_INLINE Codes smaller(Codes a, Codes b) { return choose((Flags)(a > b), b, a); }
-template <int N>
-OFFPRIN_INLINE Codes shift_right(Codes a) { return a >> N; }
 OFFPRIN_INLINE Codes sum_where(Codes which, Codes a, Codes b, Codes alternative) {
   return choose((Flags)((SignedCodes)which < 0), a + b, alternative);
 }
