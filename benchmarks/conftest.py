@@ -50,7 +50,9 @@ def pytest_sessionfinish() -> None:
         return
     found = environment()
     threads = found["threads"]
-    name = re.sub(r"[^a-z0-9]+", "-", f"{device_name()} {threads} threads".lower()).strip("-")
+    name = re.sub(r"[^a-z0-9]+", "-", f"{device_name()} {found['instruction_set']} {threads} threads".lower()).strip(
+        "-"
+    )
     path = Path(__file__).parent / "results" / f"cpu-{name}.json"
     keep = {key: found[key] for key in ("versions", "platform", "instruction_set", "threads")}
     result = {"device": device_name(), "date": datetime.date.today().isoformat(), **keep, "ratios": ROWS}

@@ -73,7 +73,7 @@ def test_mask_and_counts(benchmark, record, pair) -> None:
             "eta": lambda _: scan(base, after, (Rule.parse("eta"),), Output.MASK, backend="cpu"),
             "torch": lambda _: torch_eta(base, after).sum(),
         },
-        rounds=5,
+        rounds=9,
     )
     for rule in ("bitwise", "eta"):
         record(

@@ -10,12 +10,18 @@ from collections.abc import Callable
 def interleaved(
     candidates: dict[str, Callable[[int], object]], rounds: int = 9, warm_up: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of every round by candidate. Each is called with the round's number, to rotate among inputs."""
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    """Seconds of every round by candidate. Each is called with the round's number, to rotate among inputs.
+
+    The first to go changes from round to round, so that nobody always pays for what the one before left behind
+    (gigabytes freed, cold caches).
+    """
+    names = list(candidates)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(-warm_up, rounds):
-        for name, run in candidates.items():
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
             start = time.perf_counter()
-            run(turn)
+            candidates[name](turn)
             elapsed = time.perf_counter() - start
             if turn >= 0:
                 seconds[name].append(elapsed)

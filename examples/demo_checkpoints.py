@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import logging
 
 VOCABULARY, LENGTH, BATCH = 512, 64, 16
 
@@ -66,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     out = parser.parse_args().out
+    logging.disable_progress_bar()
     model = make_model()
     loss = train(model, steps=60, lr=1e-3, seed=0, multiplier=1)
     save(model, out / "base")
