@@ -50,7 +50,8 @@ def pytest_sessionfinish() -> None:
         return
     found = environment()
     threads = found["threads"]
-    name = re.sub(r"[^a-z0-9]+", "-", f"{device_name()} {found['instruction_set']} {threads} threads".lower()).strip(
+    words = f"{device_name()} {found['instruction_set']} {threads} threads"
+    name = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
         "-"
     )
     path = Path(__file__).parent / "results" / f"cpu-{name}.json"
