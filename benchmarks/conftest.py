@@ -52,8 +52,6 @@ def pytest_sessionfinish() -> None:
     threads = found["threads"]
     words = f"{device_name()} {found['instruction_set']} {threads} threads"
     name = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
-        "-"
-    )
     path = Path(__file__).parent / "results" / f"cpu-{name}.json"
     keep = {key: found[key] for key in ("versions", "platform", "instruction_set", "threads")}
     result = {"device": device_name(), "date": datetime.date.today().isoformat(), **keep, "ratios": ROWS}
