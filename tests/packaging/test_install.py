@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -42,9 +43,13 @@ def build_wheel(tmp_path: Path, **environment: str) -> list[str]:
 
 
 def run(code: str, site: Path, **environment: str) -> str:
-    """Run Python code against an unpacked wheel, outside the source tree."""
-    environment = {**os.environ, "PYTHONPATH": str(site), **environment}
-    done = subprocess.run([sys.executable, "-c", code], cwd=site, env=environment, capture_output=True, text=True)
+    """Run Python code against an unpacked wheel, outside the source tree.
+
+    Without site (-S), whose .pth files would let an editable install lend the modules that this wheel lacks.
+    """
+    paths = os.pathsep.join([str(site), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+    environment = {**os.environ, "PYTHONPATH": paths, **environment}
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=site, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
