@@ -1,10 +1,15 @@
 """Kernels that show, and use, where post-training moves a language model's weights."""
 
-from ._backend import BackendUnavailable
+import importlib
+from typing import TYPE_CHECKING
+
 from ._version import __version__
-from .bitmask import BitMask
-from .ops.update_scan import Output, Rule
-from .updates import Norms, UpdateScan, update_mask, update_scan, visible
+
+if TYPE_CHECKING:
+    from ._backend import BackendUnavailable
+    from .bitmask import BitMask
+    from .ops.update_scan import Output, Rule
+    from .updates import Norms, UpdateScan, update_mask, update_scan, visible
 
 __all__ = [
     "__version__",
@@ -18,3 +23,24 @@ __all__ = [
     "update_scan",
     "visible",
 ]
+
+# Loaded at first use, so that the command line is up, and can be interrupted, before PyTorch is.
+HOMES = {
+    "_backend": ("BackendUnavailable",),
+    "bitmask": ("BitMask",),
+    "ops.update_scan": ("Output", "Rule"),
+    "updates": ("Norms", "UpdateScan", "update_mask", "update_scan", "visible"),
+}
+
+if not TYPE_CHECKING:  # a type checker is to know every name, and to miss the others
+
+    def __getattr__(name):
+        for module, names in HOMES.items():
+            if name in names:
+                value = globals()[name] = getattr(importlib.import_module(f".{module}", __name__), name)
+                return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

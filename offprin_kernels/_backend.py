@@ -14,9 +14,10 @@ import torch
 from . import _native
 from ._native import BackendUnavailable
 
-__all__ = ["BACKENDS", "BackendUnavailable", "choose", "interpreting", "threads", "why_not"]
+__all__ = ["BACKENDS", "BackendUnavailable", "choose", "instruction_set", "interpreting", "threads", "why_not"]
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
+MAX_THREADS = 4096
 
 
 @functools.cache
@@ -76,11 +77,25 @@ def choose(device: torch.device, implemented: tuple[str, ...], backend: str | No
     return forced
 
 
+def instruction_set() -> str | None:
+    """What the compiled CPU library uses: ``OFFPRIN_CPU_ISA``, else the best; None without the library.
+
+    Raises BackendUnavailable where the processor lacks the forced one.
+    """
+    library = _native.load("cpu")
+    if isinstance(library, str):
+        return None
+    try:
+        return library.isa()
+    except RuntimeError as error:
+        raise BackendUnavailable(str(error)) from None
+
+
 def threads() -> int:
     """Threads that the compiled CPU library may use: ``OFFPRIN_NUM_THREADS``, else PyTorch's own setting."""
     wanted = os.environ.get("OFFPRIN_NUM_THREADS", "")
     if not wanted:
         return torch.get_num_threads()
-    if not wanted.isdigit() or int(wanted) < 1:
-        raise ValueError(f"OFFPRIN_NUM_THREADS must be a whole number of at least 1, got {wanted!r}")
+    if not wanted.isdecimal() or len(wanted) > 9 or not 1 <= int(wanted) <= MAX_THREADS:
+        raise ValueError(f"OFFPRIN_NUM_THREADS must be a whole number from 1 to {MAX_THREADS}, got {wanted[:40]!r}")
     return int(wanted)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -25,30 +27,40 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def environment() -> dict:
-    """Everything ``offprin env`` prints, as plain values."""
-    cpu = _native.load("cpu")
-    has_gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if has_gpu else "cpu")
-    gpus = [
+def gpus() -> list[dict]:
+    return [
         {
             "name": torch.cuda.get_device_name(index),
             "capability": ".".join(map(str, torch.cuda.get_device_capability(index))),
             "memory_bytes": torch.cuda.get_device_properties(index).total_memory,
         }
-        for index in range(torch.cuda.device_count() if has_gpu else 0)
+        for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     ]
+
+
+def told(value: Callable[[], Any]) -> Any:
+    """The value, or the sentence of the error in its place: a bug report must not fail on the bug."""
+    try:
+        return value()
+    except Exception as error:
+        return str(error) or type(error).__name__
+
+
+def environment() -> dict:
+    """Everything ``offprin env`` prints, as plain values."""
+    cpu = _native.load("cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     places = {"reference": device, "cpu": torch.device("cpu"), "triton": device, "cuda": device}
     return {
         "versions": versions(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python_executable": sys.executable,
         "backends": {name: _backend.why_not(name, place) or "available" for name, place in places.items()},
-        "default_backend": _backend.choose(device, ("triton", "cpu", "reference", "cuda")),
-        "instruction_set": None if isinstance(cpu, str) else cpu.isa(),
+        "default_backend": told(lambda: _backend.choose(device, ("triton", "cpu", "reference", "cuda"))),
+        "instruction_set": told(_backend.instruction_set),
         "instruction_sets": None if isinstance(cpu, str) else cpu.isas(),
-        "threads": _backend.threads(),
+        "threads": told(_backend.threads),
         "torch_cuda": torch.version.cuda,
         "torch_hip": torch.version.hip,
-        "gpus": gpus,
+        "gpus": told(gpus),
     }

@@ -51,6 +51,8 @@ class BitMask:
     @classmethod
     def from_dense(cls, dense: torch.Tensor, *, backend: str | None = None) -> BitMask:
         """Pack a bool tensor of any shape. Raises TypeError for any other dtype."""
+        if not isinstance(dense, torch.Tensor):
+            raise TypeError(f"BitMask.from_dense needs a bool tensor, got {type(dense).__name__}; use torch.from_numpy")
         if dense.dtype != torch.bool:
             raise TypeError(f"BitMask.from_dense needs a bool tensor, got {dense.dtype}; compare with != 0 first")
         matrix = dense.reshape(matrix_shape(dense.shape))
@@ -206,7 +208,14 @@ class BitMask:
 
         path = Path(path)
         shapes = {name: list(mask.shape) for name, mask in masks.items()}
-        tensors = {name: mask.words.cpu().contiguous() for name, mask in masks.items()}
+        tensors: dict[str, torch.Tensor] = {}
+        storages = set()
+        for name, mask in masks.items():
+            words = mask.words.cpu().contiguous()
+            storage = words.untyped_storage().data_ptr()
+            # safetensors refuses tensors that share memory, as slices of one mask do
+            tensors[name] = words.clone() if storage in storages else words
+            storages.add(storage)
         partial = path.with_name(path.name + ".partial")
         try:
             save_file(tensors, partial, metadata={"format": FORMAT, "shapes": json.dumps(shapes)})

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,11 +25,12 @@ COMPLETE, BAD_INPUT, PARTIAL = 0, 2, 3
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 complete, 3 partial, 2 bad input."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    arguments = parser().parse_args(argv)
-    arguments.command = ["offprin", *argv]
     try:
+        arguments = parser().parse_args(argv)
+        arguments.command = ["offprin", *argv]
         return arguments.call(arguments)
     except KeyboardInterrupt:
+        exec("")  # or Python ends by SIGINT where the interrupt came inside an exec of text, as imports do many
         print("offprin: interrupted; the same command continues where it stopped", file=sys.stderr)
         return PARTIAL
     except BrokenPipeError:
@@ -84,10 +86,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_analyze(arguments: argparse.Namespace) -> int:
+    from ._backend import BackendUnavailable
     from .analysis import plan as planning
     from .analysis import report, run
     from .checkpoint import Checkpoint
-    from .ops.update_scan import Rule
+    from .ops.update_scan import MAX_RULES, Rule
 
     try:
         import pyarrow  # noqa: F401  # checked before hours of work, not after
@@ -98,6 +101,8 @@ def run_analyze(arguments: argparse.Namespace) -> int:
     try:
         first = Rule.parse(arguments.rule, arguments.threshold)
         rules = tuple(dict.fromkeys([first, *map(parse_rule, arguments.also)]))
+        if len(rules) > MAX_RULES:
+            return fail(f"--also: at most {MAX_RULES - 1} rules beside --rule, got {len(rules) - 1}")
         device = pick_device(arguments.device)
         options = planning.Options(rules, tuple(arguments.include), tuple(arguments.exclude), arguments.save_masks)
         base, *tuned = (
@@ -117,7 +122,8 @@ def run_analyze(arguments: argparse.Namespace) -> int:
                 overwrite=arguments.overwrite,
                 progress=advance,
             )
-    except ValueError as error:  # CheckpointError, OutputError and bad options are ValueErrors with one clear sentence
+    except (ValueError, BackendUnavailable) as error:
+        # CheckpointError, OutputError and bad options are ValueErrors with one clear sentence
         return fail(str(error))
     except OSError as error:
         print(
@@ -151,13 +157,16 @@ def pick_device(name: str) -> torch.device:
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device {name}: not a device; use auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
+    found = re.fullmatch(r"cpu|cuda(?::(\d{1,9}))?", name, re.ASCII)
+    if not found:
+        raise ValueError(f"--device {name}: not a device to analyze on; use auto, cpu, cuda or cuda:N")
+    if name != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: this PyTorch sees no CUDA device; use --device cpu")
-    return device
+    if found[1] and int(found[1]) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device {name}: the last of {torch.cuda.device_count()} is cuda:{torch.cuda.device_count() - 1}"
+        )
+    return torch.device(name)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -37,7 +38,7 @@ class IntersectionNull:
 
 
 def stratified_intersection(sizes: ArrayLike, a: ArrayLike, b: ArrayLike) -> IntersectionNull:
-    """Mean and variance of |A & B| under independence within each stratum, e.g. within each exponent of W0.
+    """Mean and variance of |A & B| under independence within each stratum, e.g. each exponent of W0, or each tensor.
 
     Args:
         sizes: int ``[strata]``, coordinates in each stratum.
@@ -53,6 +54,46 @@ def stratified_intersection(sizes: ArrayLike, a: ArrayLike, b: ArrayLike) -> Int
     mean = a * b / n
     variance = np.where(n > 1, mean * (n - a) / n * (n - b) / np.maximum(n - 1, 1), 0.0)
     return IntersectionNull(float(mean.sum()), float(variance.sum()))
+
+
+class MarginNull(NamedTuple):
+    """|A & B| and |A | B| expected of independent masks that keep their row and column densities."""
+
+    intersection: float
+    union: float
+
+    @property
+    def jaccard(self) -> float:
+        """Their ratio. 1 if both masks are empty."""
+        return self.intersection / self.union if self.union > 0 else 1.0
+
+
+def margin_null(rows_a: ArrayLike, columns_a: ArrayLike, rows_b: ArrayLike, columns_b: ArrayLike) -> MarginNull:
+    """Agreement that row and column densities alone bring: coordinate (i, j) is set with p_i p_j / p, at most 1.
+
+    Args:
+        rows_a, rows_b: int ``[m]``, set coordinates of each row of either mask.
+        columns_a, columns_b: int ``[n]``, set coordinates of each column.
+
+    A vector is its own margin: there the null is the observation.
+    """
+    r_a, c_a, r_b, c_b = (np.asarray(x, dtype=np.float64) for x in (rows_a, columns_a, rows_b, columns_b))
+    total_a, total_b = r_a.sum(), r_b.sum()
+    if not total_a or not total_b:
+        return MarginNull(0.0, float(total_a + total_b))
+    # Below 1 probabilities are products, and their sum a product of sums; only these rows and columns may exceed it.
+    i = (r_a * c_a.max() > total_a) | (r_b * c_b.max() > total_b)
+    j = (c_a * r_a.max() > total_a) | (c_b * r_b.max() > total_b)
+    r_a, r_b = r_a / total_a, r_b / total_b
+    factors = ((r_a, c_a), (r_b, c_b), (r_a * r_b, c_a * c_b))
+    a, b, both = (u[~i].sum() * v.sum() + u[i].sum() * v[~j].sum() for u, v in factors)
+    r_a, r_b, c_a, c_b = r_a[i], r_b[i], c_a[j], c_b[j]
+    step = max(1, (1 << 20) // max(1, len(c_a)))
+    for start in range(0, len(r_a), step):
+        p_a = np.minimum(1.0, r_a[start : start + step, None] * c_a)
+        p_b = np.minimum(1.0, r_b[start : start + step, None] * c_b)
+        a, b, both = a + p_a.sum(), b + p_b.sum(), both + (p_a * p_b).sum()
+    return MarginNull(float(both), float(a + b - both))
 
 
 def independent_votes(sizes: ArrayLike, counts: ArrayLike) -> np.ndarray:

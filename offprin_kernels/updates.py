@@ -137,7 +137,7 @@ def update_scan(
     rule: str | Rule = "bitwise",
     threshold: float | None = None,
     *,
-    also: Sequence[str | Rule | tuple[str, float]] = (),
+    also: str | Rule | Sequence[str | Rule | tuple[str, float]] = (),
     outputs: str | Iterable[str] | Output = "all",
     backend: str | None = None,
 ) -> UpdateScan:
@@ -151,7 +151,7 @@ def update_scan(
             ``"eta"`` (|w+ - w0| > threshold * max(|w+|, |w0|); default 1e-3), ``"atol"`` (|w+ - w0| > threshold) or
             ``"storage"`` (stored bits differ, for lossless patches). NaN against a number is a change under each.
         threshold: of the rule; ULP for ``"ulp"``, relative for ``"eta"``, in weight units for ``"atol"``.
-        also: further rules to count in the same pass, as names or ``(name, threshold)``; at most seven.
+        also: further rules to count in the same pass, as names or ``(name, threshold)``; at most seven, all different.
         outputs: ``"all"`` or some of ``mask, rows, columns, transitions, nonfinite, ulp_histogram,
             exponent_histogram, norms``. What is not asked for costs nothing; the counts always come.
         backend: force ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``; never falls back.
@@ -160,17 +160,20 @@ def update_scan(
         :class:`UpdateScan`. Counts are exact integers; sums are deterministic and accurate to fp64 level.
 
     Raises:
-        TypeError: dtype other than bf16, fp16, fp32.
-        ValueError: unequal shapes; unknown rule or output; a negative, missing or fractional threshold.
+        TypeError: not a tensor; dtype other than bf16, fp16, fp32.
+        ValueError: unequal shapes; meta tensors; unknown rule or output; a negative, missing or fractional threshold;
+            a rule that is asked for twice.
         BackendUnavailable: the forced backend cannot run here.
 
     Source: arXiv 2511.08567, Def. 2.1, section 2.1 and appendix E.
     """
     first = Rule.parse(rule, threshold)
-    rest = [Rule.parse(*item) if isinstance(item, tuple) else Rule.parse(item) for item in also]
-    rules = (first, *rest)
+    items = [also] if isinstance(also, (str, Rule)) else also
+    rest = [Rule.parse(*item) if isinstance(item, tuple) else Rule.parse(item) for item in items]
+    rules = contract.distinct([first, *rest])
     flags = Output.parse(outputs)
-    return UpdateScan(base.shape, rules, flags, op.scan(base, tuned, rules, flags, backend=backend))
+    raw = op.scan(base, tuned, rules, flags, backend=backend)
+    return UpdateScan(base.shape, rules, flags, raw)
 
 
 def update_mask(
@@ -191,6 +194,7 @@ def update_mask(
     >>> update_mask(torch.ones(2, 3), torch.tensor([[1.0, 2, 1], [1, 1, 1.001]])).count()
     1
     """
+    op.check_tensors(base, tuned)
     if out is not None and out.shape != base.shape:
         raise ValueError(f"out has shape {tuple(out.shape)} and base {tuple(base.shape)}; they must be equal")
     rules = (Rule.parse(rule, threshold),)

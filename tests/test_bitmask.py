@@ -93,6 +93,13 @@ def test_save_and_load(tmp_path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["masks.safetensors"]
 
 
+def test_save_masks_that_share_storage(tmp_path) -> None:
+    mask = BitMask.from_dense(bits((10, 70)))
+    masks = {"whole": mask, "again": mask, "top": mask[:4], "rest": mask[4:], "none": mask[4:4]}
+    BitMask.save(masks, tmp_path / "masks.safetensors")
+    assert BitMask.load(tmp_path / "masks.safetensors") == masks
+
+
 def test_load_refuses_other_files(tmp_path) -> None:
     from safetensors.torch import save_file
 
@@ -134,3 +141,5 @@ def test_bad_partners() -> None:
         BitMask.zeros((2, 3)) & BitMask.zeros((3, 2))
     with pytest.raises(TypeError, match="needs a bool tensor"):
         BitMask.from_dense(torch.zeros(3))
+    with pytest.raises(TypeError, match=r"use torch\.from_numpy"):
+        BitMask.from_dense(np.zeros(3, dtype=bool))

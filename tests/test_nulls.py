@@ -61,6 +61,30 @@ def test_independent_votes_by_simulation() -> None:
     np.testing.assert_allclose(nulls.independent_votes([10], [[5], [5]]), [2.5, 5.0, 2.5])
 
 
+@pytest.mark.parametrize("clip", [False, True])
+def test_margin_null_by_brute_force(clip, monkeypatch) -> None:
+    rng = np.random.default_rng(3)
+    masks = [rng.random((70, 40)) < 0.2 for _ in range(2)]
+    if clip:  # full rows and columns make r_i c_j / p exceed 1
+        masks[0][:5], masks[0][:, 3:9], masks[1][:, 5:20] = True, True, True
+    p_a, p_b = (np.outer(m.mean(1), m.mean(0)) / m.mean() for m in masks)
+    assert (max(p_a.max(), p_b.max()) > 1) == clip
+    p_a, p_b = np.minimum(p_a, 1), np.minimum(p_b, 1)
+    null = nulls.margin_null(*(m.sum(axis) for m in masks for axis in (1, 0)))
+    assert null.intersection == pytest.approx((p_a * p_b).sum(), rel=1e-12)
+    assert null.union == pytest.approx((p_a + p_b - p_a * p_b).sum(), rel=1e-12)
+    assert null.jaccard == null.intersection / null.union
+
+
+def test_margin_null_limits() -> None:
+    none, some = np.zeros(3), np.array([1, 0, 2])
+    assert nulls.margin_null(none, none, none, none).jaccard == 1.0
+    assert nulls.margin_null(some, some, none, none) == (0.0, 3.0)
+    assert nulls.margin_null([], [], [], []).jaccard == 1.0
+    # a vector is its own margin
+    assert nulls.margin_null([2], [1, 1, 0], [2], [0, 1, 1]) == pytest.approx((1.0, 3.0))
+
+
 def test_geometry_free_masks_have_no_excess_over_the_exponent_null() -> None:
     # two random updates of equal size, seen through bf16 rounding: well above Bernoulli, explained by exponents
     import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -95,6 +96,40 @@ def test_forced_backend_never_falls_back(monkeypatch) -> None:
         update_mask(base, base)
     monkeypatch.setenv("OFFPRIN_BACKEND", "reference")
     assert update_mask(base, base).count() == 0
+
+
+def test_one_more_rule_as_a_bare_name() -> None:
+    base = weights((4, 64))
+    for also in ("eta", Rule.parse("eta")):
+        assert list(update_scan(base, base, also=also).counts) == ["bitwise", "eta(0.001)"]
+
+
+def test_close_thresholds_have_counts_of_their_own() -> None:
+    base, after = torch.ones(1, 1), torch.full((1, 1), 1.0078125)
+    counts = update_scan(base, after, also=[("atol", 0.0078125), ("atol", 0.00781249)]).counts
+    assert counts == {"bitwise": 1, "atol(0.0078125)": 0, "atol(0.00781249)": 1}
+    with pytest.raises(ValueError, match=r"rule eta\(0.001\) is asked for twice"):
+        update_scan(base, after, also=["eta", ("eta", 1e-3)])
+
+
+@pytest.mark.parametrize(
+    "call", [update_mask, update_scan, visible, lambda a, b: update_mask(a, b, out=BitMask.zeros((2, 2)))]
+)
+def test_what_is_no_tensor(call) -> None:
+    fine = torch.zeros(2, 2)
+    with pytest.raises(TypeError, match=r"is numpy.ndarray; use torch.from_numpy"):
+        call(fine, np.zeros((2, 2), dtype=np.float32))
+    with pytest.raises(TypeError, match=r"is builtins.list; pass a torch.Tensor"):
+        call([[0.0]], fine)
+    with pytest.raises(ValueError, match="on the meta device"):
+        call(fine, fine.to("meta"))
+
+
+def test_visible_speaks_of_weight_and_update() -> None:
+    with pytest.raises(ValueError, match=r"weight has shape \(2, 3\) and update \(3, 2\)"):
+        visible(torch.zeros(2, 3), torch.zeros(3, 2))
+    with pytest.raises(TypeError, match=r"update is torch\.int64"):
+        visible(torch.zeros(2), torch.zeros(2, dtype=torch.int64))
 
 
 def test_gradients_do_not_flow() -> None:

@@ -10,15 +10,18 @@ from pathlib import Path
 
 from .. import packing
 from .._version import __version__
-from ..checkpoint import Checkpoint, Pairing, TensorPair, TensorRef, describe, is_linear, pair
-from ..ops.update_scan import Rule
+from ..checkpoint import Checkpoint, Pairing, Status, TensorPair, TensorRef, describe, is_linear, pair
+from ..ops.update_scan import Rule, contract
 
 # Elements of one slab: large enough for a scan to run at memory speed, small enough that four stay under 128 MiB.
 # Part of the result's definition, because float sums are added slab by slab.
 SLAB_ELEMENTS = 1 << 25
 
 # Bytes read between two savings of finished work: what an interruption can lose. Each saving costs some 10 ms.
-PART_BYTES = 1 << 32
+# A small model is saved four times, but not more often than every SMALLEST_PART.
+PART_BYTES, SMALLEST_PART = 1 << 31, 1 << 26
+
+MAX_NAME_BYTES = 200  # of a run: masks/NAME.safetensors.partial stays under the 255 bytes of a file name
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,11 @@ class Options:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     save_masks: bool = False
+
+    def __post_init__(self) -> None:
+        contract.distinct(self.rules)
+        if not 0 < len(self.rules) <= contract.MAX_RULES:
+            raise ValueError(f"an analysis takes 1 to {contract.MAX_RULES} rules, got {len(self.rules)}")
 
     def describe(self) -> dict:
         return {
@@ -134,6 +142,9 @@ def make_plan(
     names = run_names(tuned) if names is None else tuple(names)
     if len(names) != len(tuned) or len(set(names)) != len(names):
         raise ValueError(f"{len(tuned)} tuned checkpoints need as many different names, got {', '.join(names)}")
+    for name in names:
+        if reason := unfit(name):
+            raise ValueError(f"run name {name[:40]!a} {reason}; choose others with --names")
     pairings = tuple(pair(base, run, include=options.include, exclude=options.exclude) for run in tuned)
     grouped: dict[tuple, list[tuple[int, TensorPair]]] = {}
     for run, pairing in enumerate(pairings):
@@ -144,8 +155,31 @@ def make_plan(
         raise ValueError(
             f"no tensor of {base.source} can be compared with {' or '.join(run.source for run in tuned)}; "
             "are they checkpoints of the same model, and do --include and --exclude leave anything?"
+            + why_none(pairings)
         )
     return Plan(base, tuple(tuned), tuple(names), options, pairings, units, split(units))
+
+
+def unfit(name: str) -> str | None:
+    """Why a run's name cannot be part of a file name, or None."""
+    if name in ("", ".", ".."):
+        return "is no file name"
+    if any(character in name for character in "/\\\0"):
+        return "holds a slash, a backslash or a NUL"
+    try:
+        return f"has more than {MAX_NAME_BYTES} bytes" if len(name.encode()) > MAX_NAME_BYTES else None
+    except UnicodeEncodeError:
+        return "is no text"
+
+
+def why_none(pairings: Sequence[Pairing]) -> str:
+    """The first tensor that was refused, or else left unmatched, as the end of a sentence."""
+    entries = [entry for pairing in pairings for entry in pairing.ledger if entry.reason]
+    for status in (Status.REFUSED, Status.UNMATCHED):
+        for entry in entries:
+            if entry.status is status:
+                return f" {entry.side} {entry.name}: {entry.reason}"
+    return ""
 
 
 def stream_order(base: Checkpoint, unit: Unit) -> tuple[int, int, int]:
@@ -172,11 +206,12 @@ def make_unit(partners: list[tuple[int, TensorPair]]) -> Unit:
 
 
 def split(units: Sequence[Unit]) -> tuple[tuple[int, ...], ...]:
-    """Consecutive units in parts of about PART_BYTES."""
+    """Consecutive units in parts of about PART_BYTES, or a quarter of everything where that is less."""
+    limit = min(PART_BYTES, max(SMALLEST_PART, sum(unit.nbytes for unit in units) // 4))
     parts: list[list[int]] = []
     size = 0
     for index, unit in enumerate(units):
-        if not parts or size >= PART_BYTES:
+        if not parts or size >= limit:
             parts.append([])
             size = 0
         parts[-1].append(index)
@@ -192,7 +227,7 @@ def run_names(tuned: Sequence[Checkpoint]) -> tuple[str, ...]:
         stems.append(Path(source).stem if Path(source).suffix in (".safetensors", ".bin", ".pt") else Path(source).name)
     names: list[str] = []
     for stem in stems:
-        stem = stem or "tuned"
+        stem = "tuned" if stem in ("", "..") else stem
         name, number = stem, 2
         while name in names:
             name, number = f"{stem}-{number}", number + 1

@@ -59,29 +59,33 @@ def rules_text(run: dict) -> str:
         text = f"{rule} {share}"
         if counts["changed_uncast"] is not None:
             uncast, of = counts["changed_uncast"], counts["total_uncast"]
-            text += f" (un-cast {percent(1 - uncast / of)} of {of:,})"
+            text += f" (un-cast {percent(1 - uncast / of if of else None)} of {of:,})"
         parts.append(text)
     return "sparsity by rule: " + ", ".join(parts)
 
 
 def pairs_table(pairs: Sequence[dict]) -> str:
     """Agreement of runs, pooled over coordinates, always beside its null models."""
-    header = ("runs", "Jaccard", "if uniform", "if by exponent", "excess", "lift", "z (exponent)")
-    rows = []
+    header = ("runs", "Jaccard", "if uniform", "if by exponent", "if by margins", "excess", "lift", "z (exponent)")
+    rows, apart = [], []
     for pair in pairs:
-        pooled = pair["pooled"]
+        pooled, title = pair["pooled"], f"{pair['run_a']} ~ {pair['run_b']}"
+        if pooled is None:
+            apart.append(f"{title}: no tensor in common")
+            continue
         rows.append(
             (
-                f"{pair['run_a']} ~ {pair['run_b']}",
+                title,
                 f"{pooled['jaccard']:.4f}",
                 f"{pooled['jaccard_bernoulli']:.4f}",
                 f"{pooled['jaccard_exponent']:.4f}",
+                f"{pooled['jaccard_margin']:.4f}",
                 f"{pooled['excess_over_exponent']:+.4f}",
                 "-" if pooled["lift"] is None else f"{pooled['lift']:.3f}",
                 f"{pooled['z_exponent']:+.1f}",
             )
         )
-    return table(header, rows)
+    return "\n".join([*([table(header, rows)] if rows else []), *apart])
 
 
 def consensus_table(consensus: dict) -> str:

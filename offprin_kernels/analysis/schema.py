@@ -27,6 +27,9 @@ FLOAT = frozenset(
         "z_exponent",
         "intersection_exponent",
         "intersection_exponent_variance",
+        "jaccard_margin",
+        "intersection_margin",
+        "union_margin",
     ]
 )
 BOOL = frozenset(["linear", "flagged_nonfinite"])
@@ -37,8 +40,8 @@ FLOAT_LIST = frozenset(["expected_uniform", "expected_exponent"])
 COLUMNS = {
     "pairs": """
         run_a run_b name layer kind linear total changed_a changed_b intersection union jaccard lift jaccard_bernoulli
-        jaccard_exponent excess_over_exponent z_bernoulli z_exponent intersection_exponent
-        intersection_exponent_variance
+        jaccard_exponent jaccard_margin excess_over_exponent z_bernoulli z_exponent intersection_exponent
+        intersection_exponent_variance intersection_margin union_margin
     """.split(),
     "consensus": "name layer kind runs total coordinates expected_uniform expected_exponent".split(),
     "stripes": "run name axis length counts".split(),

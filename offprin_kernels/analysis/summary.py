@@ -8,9 +8,9 @@ from collections import Counter
 import numpy as np
 
 from ..checkpoint import Checkpoint, Pairing
-from ..nulls import IntersectionNull
-from .measure import agreement_fields, sparsity
+from ..nulls import IntersectionNull, MarginNull, stratified_intersection
 from .plan import Plan
+from .rows import agreement_fields, sparsity
 
 Columns = dict[str, np.ndarray]
 
@@ -25,7 +25,7 @@ def summarize(plan: Plan, tensors: Columns, pairs: Columns, consensus: list[dict
         "runs": [run_summary(plan, name, tensors) for name in plan.names],
         "pairs": [pair_summary(a, b, pairs) for a, b in itertools.combinations(plan.names, 2)],
         "mean_jaccard": mean_jaccard(pairs),
-        "consensus": consensus_summary(consensus),
+        "consensus": consensus_summary(consensus, len(plan.names)),
         "provenance": {
             **provenance,
             "base": source(plan.base),
@@ -84,39 +84,51 @@ def totals(plan: Plan, rows: Columns) -> dict:
 
 
 def pair_summary(a: str, b: str, pairs: Columns) -> dict:
-    """Agreement of two runs: pooled over all coordinates, and the plain mean over tensors.
+    """Agreement of two runs: pooled over all coordinates (None: no tensor in common), and the mean over tensors.
 
-    Pooled nulls keep every tensor's counts apart, so that two runs which favour the same tensors do not seem to agree.
+    Pooled nulls, the uniform one too, are sums over tensors of each one's own, so that two runs which favour the same
+    tensors do not seem to agree.
     """
     rows = select(pairs, (pairs["run_a"] == a) & (pairs["run_b"] == b))
-    null = IntersectionNull(rows["intersection_exponent"].sum(), rows["intersection_exponent_variance"].sum())
     total, a_changed, b_changed, both = (
         int(rows[key].sum()) for key in ("total", "changed_a", "changed_b", "intersection")
     )
-    means = ("jaccard", "jaccard_bernoulli", "jaccard_exponent", "excess_over_exponent")
+    uniform = stratified_intersection(rows["total"], rows["changed_a"], rows["changed_b"])
+    exponent, variance, intersection, union = (
+        float(rows[key].sum())
+        for key in ("intersection_exponent", "intersection_exponent_variance", "intersection_margin", "union_margin")
+    )
+    conditioned, margin = IntersectionNull(exponent, variance), MarginNull(intersection, union)
     tensors = len(rows["name"])
     return {
         "run_a": a,
         "run_b": b,
         "tensors": tensors,
         "total": total,
-        "pooled": agreement_fields(total, a_changed, b_changed, both, null),
-        "mean_over_tensors": {key: float(rows[key].mean()) if tensors else None for key in means},
+        "pooled": agreement_fields(a_changed, b_changed, both, uniform, conditioned, margin) if tensors else None,
+        "mean_over_tensors": mean_jaccard(rows),
     }
 
 
 def mean_jaccard(pairs: Columns) -> dict | None:
-    """Mean off-diagonal Jaccard index over all pairs and tensors, beside the means of its nulls."""
-    keys = ("jaccard", "jaccard_bernoulli", "jaccard_exponent", "excess_over_exponent")
-    return {key: float(pairs[key].mean()) for key in keys} if len(pairs["name"]) else None
+    """Mean Jaccard index over the rows, beside the means of its nulls; ``counted`` says over how many.
+
+    Two empty masks, which have nothing to agree on, are left out; None where nothing is left.
+    """
+    rows = select(pairs, pairs["union"] > 0)
+    counted = len(rows["name"])
+    keys = ("jaccard", "jaccard_bernoulli", "jaccard_exponent", "jaccard_margin", "excess_over_exponent")
+    return {"counted": counted, **{key: float(rows[key].mean()) for key in keys}} if counted else None
 
 
-def consensus_summary(rows: list[dict]) -> dict | None:
-    """Coordinates changed in exactly j runs, over the tensors that all runs share; None for a single run."""
-    if not rows:
-        return None
-    runs = max(row["runs"] for row in rows)
+def consensus_summary(rows: list[dict], runs: int) -> dict | None:
+    """Coordinates changed in exactly j runs, over the tensors that all runs share; None where there are none.
+
+    The nulls are sums over tensors, as those of :func:`pair_summary`.
+    """
     shared = [row for row in rows if row["runs"] == runs]
+    if not shared:
+        return None
     return {
         "runs": runs,
         "tensors": len(shared),

@@ -90,6 +90,10 @@ def _count(value: object) -> bool:
 
 
 def _entry(path: Path, name: str, value: object, start: int) -> Entry:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"{path} has a corrupt header: tensor name {name!a} is no text; {REMEDY}") from None
     bad = f"{path} has a corrupt header: tensor {name}"
     if not isinstance(value, dict) or not {"dtype", "shape", "data_offsets"} <= value.keys():
         raise CheckpointError(f"{bad} lacks dtype, shape or data_offsets; {REMEDY}")

@@ -1,4 +1,4 @@
-"""Small checkpoints on disk for analysis tests."""
+"""Small checkpoints on disk for analysis tests, the command, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+
+from offprin_kernels.analysis import store
+from offprin_kernels.cli import main
 
 from ..ops.weights import tuned, weights
 
@@ -44,3 +47,14 @@ def save(path: Path, tensors: dict[str, torch.Tensor], shards: int = 2) -> Path:
     (path / "model.safetensors.index.json").write_text(text)
     (path / "config.json").write_text(json.dumps({"model_type": "qwen3", "tie_word_embeddings": False}))
     return path
+
+
+def offprin(*arguments) -> int:
+    return main(["analyze", *map(str, arguments), "--quiet"])
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """Everything an analysis leaves behind but the log of times."""
+    return {
+        str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file() and p.name != store.LOG
+    }

@@ -6,7 +6,6 @@ import errno
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -16,27 +15,7 @@ from offprin_kernels import BitMask, update_mask
 from offprin_kernels.analysis import measure, plan, run, store
 from offprin_kernels.cli import main
 
-from .checkpoints import base_weights, save, tuned_weights
-
-
-@pytest.fixture
-def pair(tmp_path):
-    """(base, two tuned runs) as weights and as directories."""
-    base = base_weights()
-    runs = [tuned_weights(base, seed) for seed in (1, 2)]
-    paths = [save(tmp_path / "base", base), save(tmp_path / "one", runs[0]), save(tmp_path / "two", runs[1], shards=1)]
-    return base, runs, [str(path) for path in paths]
-
-
-def offprin(*arguments) -> int:
-    return main(["analyze", *map(str, arguments), "--quiet"])
-
-
-def files(out: Path) -> dict[str, bytes]:
-    """Everything an analysis leaves behind but the log of times."""
-    return {
-        str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file() and p.name != store.LOG
-    }
+from .checkpoints import base_weights, files, offprin, save
 
 
 def test_numbers_are_those_of_plain_torch(pair, tmp_path) -> None:

@@ -40,6 +40,10 @@ BAD = {
         "w appears twice",
     ),
     "metadata": (raw({"__metadata__": 3}), "__metadata__"),
+    "surrogate": (
+        raw(b'{"a\\ud800":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'),
+        "tensor name 'a\\ud800' is no text",
+    ),
     "no_shape": (raw({"w": {"dtype": "BF16", "data_offsets": [0, 8]}}, bytes(8)), "tensor w lacks"),
     "not_a_tensor": (raw({"w": 5}), "tensor w lacks"),
     "dtype_number": (raw(entry(dtype=5), bytes(8)), "tensor w has a dtype"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from offprin_kernels import packing
+from offprin_kernels.ops.lowrank_select import contract as lowrank_select
 from offprin_kernels.ops.update_scan import contract as c
 
 HEADER = Path(__file__).resolve().parents[2] / "csrc" / "kernels.h"
@@ -42,6 +43,7 @@ def test_dtype_codes(header) -> None:
     names = {"BF16": "bfloat16", "FP16": "float16", "FP32": "float32"}
     found = {f"torch.{names[name]}": value for name, value in enumerators(header, "Dtype").items()}
     assert found == {str(dtype): code for dtype, code in c.DTYPE_CODES.items()}
+    assert lowrank_select.DTYPE_CODES == c.DTYPE_CODES
 
 
 def test_counters_and_norms(header) -> None:
@@ -51,7 +53,7 @@ def test_counters_and_norms(header) -> None:
 
 
 def test_sizes(header) -> None:
-    for name in ("ULP_BINS", "ULP_NAN_BIN", "EXPONENT_BINS", "UNDEFINED"):
+    for name in ("MAX_RULES", "ULP_BINS", "ULP_NAN_BIN", "EXPONENT_BINS", "UNDEFINED"):
         assert constant(header, name) == getattr(c, name)
     assert [packing.row_bytes(n) for n in (0, 1, 64, 65, 128)] == [0, 8, 8, 16, 16]
     assert "(columns + 63) / 64 * 8" in header

@@ -227,6 +227,30 @@ def test_bad_rules(rule, words) -> None:
         Rule.parse(*rule)
 
 
+@pytest.mark.parametrize(
+    ("code", "threshold"),
+    [("ATOL", -1.0), ("ETA", float("nan")), ("ULP", 0.5), ("BITWISE", 1.0), ("ULP", float("inf"))],
+)
+def test_rules_made_by_hand_are_checked_too(code, threshold) -> None:
+    with pytest.raises(ValueError, match=f"rule '{code.lower()}'"):
+        Rule(contract.RuleCode[code], threshold)
+
+
+def test_names_of_rules_tell_thresholds_apart() -> None:
+    assert [str(Rule.parse(*rule)) for rule in (("eta",), ("atol", 1e-5), ("ulp", 2))] == [
+        "eta(0.001)", "atol(1e-05)", "ulp(2)",
+    ]  # fmt: skip
+    assert str(Rule.parse("atol", 1.0000001e-5)) == "atol(1.0000001e-05)"
+    assert str(Rule.parse("ulp", 1234567)) == "ulp(1234567.0)" != str(Rule.parse("ulp", 1234568))
+    assert Rule.parse("atol", -0.0) == Rule.parse("atol", 0) and str(Rule.parse("atol", -0.0)) == "atol(0)"
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu", "triton", "cuda"])
+def test_more_rules_than_any_backend_takes(name) -> None:
+    with pytest.raises(ValueError, match="at most 8 rules, got 9"):
+        scan(torch.zeros(2), torch.zeros(2), [Rule.parse("ulp", n) for n in range(9)], backend=name)
+
+
 def test_storage_of_a_sum_is_refused() -> None:
     with pytest.raises(ValueError, match="has none yet"):
         scan(torch.zeros(2), torch.zeros(2), [Rule.parse("storage")], additive=True)

@@ -13,9 +13,9 @@ import torch
 from ... import packing
 from ..._backend import choose
 from . import contract
-from .contract import DTYPE_CODES, Output, Rule, RuleCode, ScanTensors
+from .contract import DTYPE_CODES, MAX_RULES, Output, Rule, RuleCode, ScanTensors
 
-__all__ = ["BACKENDS", "Output", "Rule", "RuleCode", "ScanTensors", "scan"]
+__all__ = ["BACKENDS", "MAX_RULES", "Output", "Rule", "RuleCode", "ScanTensors", "check_tensors", "scan"]
 
 BACKENDS = ("triton", "cpu", "reference", "cuda")  # in order of preference
 
@@ -35,8 +35,8 @@ def scan(
     Args:
         base: weights, any shape (leading dimensions are flattened: rows x last dimension), bf16, fp16 or fp32.
         tuned: same shape, any of these dtypes; moved to the base's device if it is elsewhere.
-        rules: when a coordinate counts as changed. ``rules[0]`` decides mask, rows, columns and changed exponents;
-            the others are only counted.
+        rules: when a coordinate counts as changed, at most MAX_RULES. ``rules[0]`` decides mask, rows, columns and
+            changed exponents; the others are only counted.
         outputs: what to compute besides the counts; what is not asked for costs nothing.
         additive: ``tuned`` is an update: compare ``base`` with ``base + tuned`` (added in fp32, rounded once).
         mask_out: packed words to write the mask into (uint8 ``[m, row_bytes(n)]``, contiguous, on the base's device)
@@ -47,23 +47,17 @@ def scan(
         :class:`ScanTensors` on the base's device. Counts are exact; float sums have a fixed order and fp64 accuracy.
 
     Raises:
-        TypeError: a dtype that is not bf16, fp16 or fp32.
-        ValueError: unequal shapes, no rule, or the rule ``storage`` together with ``additive``.
+        TypeError: no tensor, or a dtype that is not bf16, fp16 or fp32.
+        ValueError: unequal shapes, meta tensors, no rule or too many, or the rule ``storage`` with ``additive``.
         BackendUnavailable: a forced backend that cannot run here.
 
     Source: arXiv 2511.08567, sections 2.1 and 3.6, appendix E.
     """
-    for name, tensor in (("base", base), ("tuned", tuned)):
-        if tensor.dtype not in DTYPE_CODES:
-            raise TypeError(f"{name} is {tensor.dtype}; update_scan compares bfloat16, float16 and float32 weights")
-        if tensor.layout != torch.strided:
-            raise TypeError(
-                f"{name} has layout {tensor.layout}; update_scan needs dense tensors, call .to_dense() first"
-            )
-    if base.shape != tuned.shape:
-        raise ValueError(f"base has shape {tuple(base.shape)} and tuned {tuple(tuned.shape)}; they must be equal")
+    check_tensors(base, tuned, additive)
     if not rules:
         raise ValueError("at least one rule is needed")
+    if len(rules) > MAX_RULES:
+        raise ValueError(f"one scan takes at most {MAX_RULES} rules, got {len(rules)}; scan again for the others")
     if additive and any(rule.code is RuleCode.STORAGE for rule in rules):
         raise ValueError("rule 'storage' compares stored bits, and a sum has none yet; use 'bitwise' with additive")
     flat = [value for rule in rules for value in (float(rule.code.value), rule.threshold)]
@@ -74,6 +68,24 @@ def scan(
     check_mask_out(mask_out, base)
     outputs |= Output.MASK
     return ScanTensors(mask_out, *_scan_into(base, tuned, mask_out, flat, outputs.value, additive, backend or ""))
+
+
+def check_tensors(base: torch.Tensor, tuned: torch.Tensor, additive: bool = False) -> None:
+    """Raises TypeError or ValueError where the two cannot be compared; names them as the caller knows them."""
+    first, second = ("weight", "update") if additive else ("base", "tuned")
+    for name, tensor in ((first, base), (second, tuned)):
+        if not isinstance(tensor, torch.Tensor):
+            remedy = "use torch.from_numpy" if type(tensor).__module__ == "numpy" else "pass a torch.Tensor"
+            raise TypeError(f"{name} is {type(tensor).__module__}.{type(tensor).__qualname__}; {remedy}")
+        if tensor.dtype not in DTYPE_CODES:
+            raise TypeError(f"{name} is {tensor.dtype}; weights are compared in bfloat16, float16 or float32")
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{name} has layout {tensor.layout}; dense tensors are needed, call .to_dense() first")
+        if tensor.is_meta:
+            raise ValueError(f"{name} is on the meta device: it has a shape but no values to compare; load it first")
+    if base.shape != tuned.shape:
+        shapes = f"{first} has shape {tuple(base.shape)} and {second} {tuple(tuned.shape)}"
+        raise ValueError(f"{shapes}; they must be equal")
 
 
 def check_mask_out(mask: torch.Tensor, base: torch.Tensor) -> None:

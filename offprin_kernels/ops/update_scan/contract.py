@@ -27,14 +27,26 @@ class RuleCode(enum.IntEnum):
 
 
 DEFAULT_ETA = 1e-3  # arXiv 2511.08567, Def. 2.1
+MAX_RULES = 8  # of one scan
 
 
 @dataclass(frozen=True)
 class Rule:
-    """When a coordinate counts as changed. Build with :meth:`parse`, which validates."""
+    """When a coordinate counts as changed; :meth:`parse` builds one by name. ValueError for an unfit threshold."""
 
     code: RuleCode
     threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        name, threshold = self.code.name.lower(), float(self.threshold)
+        if not math.isfinite(threshold) or threshold < 0:
+            raise ValueError(f"threshold of rule {name!r} must be finite and not negative, got {threshold!r}")
+        if self.code in (RuleCode.BITWISE, RuleCode.STORAGE) and threshold:
+            raise ValueError(f"rule {name!r} takes no threshold (got {threshold!r}); use 'ulp', 'eta' or 'atol'")
+        if self.code == RuleCode.ULP and threshold != int(threshold):
+            raise ValueError(f"threshold of rule 'ulp' is a whole number of ULP, got {threshold!r}")
+        # -0.0 and 0.0 are one rule, and so are 2 and 2.0
+        object.__setattr__(self, "threshold", threshold + 0.0)
 
     @classmethod
     def parse(cls, rule: str | Rule, threshold: float | None = None) -> Rule:
@@ -60,18 +72,24 @@ class Rule:
             if code != RuleCode.ETA:
                 raise ValueError(f"rule {rule!r} needs a threshold, such as {'1' if code == RuleCode.ULP else '1e-5'}")
             threshold = DEFAULT_ETA
-        threshold = float(threshold)
-        if not math.isfinite(threshold) or threshold < 0:
-            raise ValueError(f"threshold of rule {rule!r} must be finite and not negative, got {threshold!r}")
-        if code == RuleCode.ULP and threshold != int(threshold):
-            raise ValueError(f"threshold of rule 'ulp' is a whole number of ULP, got {threshold!r}")
         return cls(code, threshold)
 
     def __str__(self) -> str:
         name = self.code.name.lower()
         if self.code in (RuleCode.BITWISE, RuleCode.STORAGE):
             return name
-        return f"{name}({self.threshold:g})"
+        # six digits read better; where they would make two thresholds one, all digits stand
+        short = f"{self.threshold:g}"
+        return f"{name}({short if float(short) == self.threshold else repr(self.threshold)})"
+
+
+def distinct(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """The rules, for results that are keyed by ``str(rule)``. Raises ValueError where one occurs twice."""
+    rules = tuple(rules)
+    for rule in rules:
+        if rules.count(rule) > 1:
+            raise ValueError(f"rule {rule} is asked for twice; its counts come once, under its name")
+    return rules
 
 
 class Output(enum.IntFlag):
