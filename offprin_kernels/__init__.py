@@ -8,17 +8,46 @@ from ._version import __version__
 if TYPE_CHECKING:
     from ._backend import BackendUnavailable
     from .bitmask import BitMask
+    from .geometry import (
+        Angles,
+        Bounds,
+        Energy,
+        Shift,
+        Spectrum,
+        base_spectrum,
+        bounds,
+        normalized_spectral_shift,
+        principal_angles,
+        spectrum,
+        stable_rank,
+        update_energy,
+    )
+    from .ops.subspace import TopK, topk_svd
     from .ops.update_scan import Output, Rule
     from .updates import Norms, UpdateScan, update_mask, update_scan, visible
 
 __all__ = [
     "__version__",
+    "Angles",
     "BackendUnavailable",
     "BitMask",
+    "Bounds",
+    "Energy",
     "Norms",
     "Output",
     "Rule",
+    "Shift",
+    "Spectrum",
+    "TopK",
     "UpdateScan",
+    "base_spectrum",
+    "bounds",
+    "normalized_spectral_shift",
+    "principal_angles",
+    "spectrum",
+    "stable_rank",
+    "topk_svd",
+    "update_energy",
     "update_mask",
     "update_scan",
     "visible",
@@ -28,6 +57,21 @@ __all__ = [
 HOMES = {
     "_backend": ("BackendUnavailable",),
     "bitmask": ("BitMask",),
+    "geometry": (
+        "Angles",
+        "Bounds",
+        "Energy",
+        "Shift",
+        "Spectrum",
+        "base_spectrum",
+        "bounds",
+        "normalized_spectral_shift",
+        "principal_angles",
+        "spectrum",
+        "stable_rank",
+        "update_energy",
+    ),
+    "ops.subspace": ("TopK", "topk_svd"),
     "ops.update_scan": ("Output", "Rule"),
     "updates": ("Norms", "UpdateScan", "update_mask", "update_scan", "visible"),
 }
