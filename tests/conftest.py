@@ -35,6 +35,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", [b for b in COMPARED if b in implemented and why_not(b) is None])
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The process that interprets Triton runs what takes a backend; the rest has run in the main process."""
+    if _backend.interpreting():
+        config.hook.pytest_deselected(items=[item for item in items if "backend" not in item.fixturenames])
+        items[:] = [item for item in items if "backend" in item.fixturenames]
+
+
 @pytest.fixture
 def device(backend: str) -> torch.device:
     return device_of(backend)
