@@ -1,5 +1,6 @@
 // The Python module offprin_kernels._cpu: integers for pointers in, nothing of PyTorch.
 #include <cstdlib>
+#include <tuple>
 
 #include "bindings.h"
 
@@ -94,6 +95,48 @@ void mask_col_counts(uintptr_t words, int64_t rows, int64_t columns, uintptr_t c
   cpu::mask_col_counts(pointer<const uint64_t>(words), rows, columns, pointer<int64_t>(counts), isa, threads);
 }
 
+using Strides = std::pair<int64_t, int64_t>;
+
+cpu::SelectKeys select_keys(cpu::KeySource source, int64_t rows, int64_t columns) {
+  cpu::SelectKeys keys{};
+  keys.source = source;
+  keys.rows = rows;
+  keys.columns = columns;
+  return keys;
+}
+
+void select_product(uintptr_t left, Strides left_strides, uintptr_t values, uintptr_t right, Strides right_strides,
+                    int64_t rows, int64_t columns, int64_t rank, int64_t count, uintptr_t words, int threads) {
+  const cpu::Isa isa = chosen();
+  const py::gil_scoped_release release;
+  cpu::SelectKeys keys = select_keys(cpu::KeySource::PRODUCT, rows, columns);
+  keys.left = pointer<const float>(left);
+  keys.values = pointer<const float>(values);
+  keys.right = pointer<const float>(right);
+  keys.rank = rank;
+  std::tie(keys.left_strides[0], keys.left_strides[1]) = left_strides;
+  std::tie(keys.right_strides[0], keys.right_strides[1]) = right_strides;
+  cpu::select(keys, count, pointer<uint64_t>(words), isa, threads);
+}
+
+void select_weight(uintptr_t weight, int32_t dtype, int64_t rows, int64_t columns, int64_t count, uintptr_t words,
+                   int threads) {
+  const cpu::Isa isa = chosen();
+  const py::gil_scoped_release release;
+  cpu::SelectKeys keys = select_keys(cpu::KeySource::WEIGHT, rows, columns);
+  keys.weight = pointer<const void>(weight);
+  keys.dtype = dtype;
+  cpu::select(keys, count, pointer<uint64_t>(words), isa, threads);
+}
+
+void select_hash(int64_t stream, int64_t rows, int64_t columns, int64_t count, uintptr_t words, int threads) {
+  const cpu::Isa isa = chosen();
+  const py::gil_scoped_release release;
+  cpu::SelectKeys keys = select_keys(cpu::KeySource::HASH, rows, columns);
+  keys.stream = static_cast<uint64_t>(stream);
+  cpu::select(keys, count, pointer<uint64_t>(words), isa, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
@@ -109,4 +152,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("mask_agreement", mask_agreement);
   module.def("mask_row_counts", mask_row_counts);
   module.def("mask_col_counts", mask_col_counts);
+  module.def("select_product", select_product);
+  module.def("select_weight", select_weight);
+  module.def("select_hash", select_hash);
 }

@@ -80,6 +80,32 @@ void mask_agreement(const uint64_t* const* masks, int64_t count, int64_t words, 
 void mask_row_counts(const uint64_t* words, int64_t rows, int64_t row_words, int64_t* counts, Isa isa, int threads);
 void mask_col_counts(const uint64_t* words, int64_t rows, int64_t columns, int64_t* counts, Isa isa, int threads);
 
+// ---- lowrank_select -------------------------------------------------------------------------------------------------
+
+enum class KeySource : int32_t { PRODUCT = 0, WEIGHT = 1, HASH = 2 };
+
+// The 32-bit key of every coordinate; a selection takes the smallest, and of equal ones those at the lowest flat index.
+struct SelectKeys {
+  KeySource source;
+  int64_t rows, columns;
+
+  // PRODUCT: 0x7FFFFFFF less the magnitude bits of sum_i left[row, i] * (values[i] * right[i, column])
+  const float *left, *values, *right;
+  int64_t rank;
+  int64_t left_strides[2], right_strides[2];  // in elements
+
+  // WEIGHT: the magnitude bits of weight [rows, columns], contiguous; 15 of them for bf16 and fp16
+  const void* weight;
+  int32_t dtype;
+
+  // HASH: the top half of SplitMix64's output at the coordinate's flat index of a stream
+  uint64_t stream;
+};
+
+// Sets exactly `count` bits. Throws std::invalid_argument where a product or weight is NaN or infinite, and
+// std::runtime_error where the input changed between two passes over it.
+void select(const SelectKeys& keys, int64_t count, uint64_t* words, Isa isa, int threads);
+
 }  // namespace cpu
 
 namespace cuda {

@@ -20,6 +20,7 @@ ELEMENTS = {
     torch.uint32: "u32",
     torch.int64: "i64",
     torch.uint64: "u64",
+    torch.float32: "fp32",
     torch.float64: "fp64",
 }
 

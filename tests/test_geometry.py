@@ -52,14 +52,13 @@ def test_planted_rotations_are_found(degrees: float) -> None:
         assert float((angles - degrees).abs().max()) <= found.resolution_degrees
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_half_a_degree_from_any_seed(seed: int) -> None:
-    base, tuned = planted(0.5, 16, seed=2 * seed)
-    found = geo.principal_angles(base.bfloat16(), tuned.bfloat16(), 16, seed=seed)
-    # rounding to bf16 moves the subspaces too, by much less
-    assert found.max_left == pytest.approx(0.5, abs=0.15) and found.max_right == pytest.approx(0.5, abs=0.15)
-    exact = geo.principal_angles(base, tuned, 16, seed=seed)
-    assert exact.max_left == pytest.approx(0.5, abs=0.025) and exact.max_right == pytest.approx(0.5, abs=0.025)
+def test_half_a_degree_from_a_hundred_seeds() -> None:
+    for seed in range(100):
+        base, tuned = planted(0.5, 16, seed=2 * seed)
+        found = geo.principal_angles(base, tuned, 16, seed=seed)
+        assert found.converged
+        for angles in (found.left, found.right):
+            assert float((angles - 0.5).abs().max()) <= min(0.025, found.resolution_degrees), seed
 
 
 def test_angles_below_resolution_are_no_numbers() -> None:

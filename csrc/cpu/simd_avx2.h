@@ -174,4 +174,26 @@ OFFPRIN_INLINE Doubles subtract_doubles(Doubles a, Doubles b) { return _mm256_su
 OFFPRIN_INLINE Doubles fused(Doubles a, Doubles b, Doubles sum) { return _mm256_fmadd_pd(a, b, sum); }
 OFFPRIN_INLINE Doubles unfused(Doubles a, Doubles b, Doubles sum) { return _mm256_add_pd(_mm256_mul_pd(a, b), sum); }
 
+// ---- selection ------------------------------------------------------------------------------------------------------
+
+constexpr int PRODUCT_ROWS = 6;
+
+OFFPRIN_INLINE Floats load_floats(const float* p) { return _mm256_loadu_ps(p); }
+OFFPRIN_INLINE Floats zero_floats() { return _mm256_setzero_ps(); }
+OFFPRIN_INLINE Floats splat_float(float x) { return _mm256_set1_ps(x); }
+OFFPRIN_INLINE Floats fused_floats(Floats a, Floats b, Floats sum) { return _mm256_fmadd_ps(a, b, sum); }
+OFFPRIN_INLINE void store_largest_first(uint32_t* p, Floats a) {
+  store(p, _mm256_andnot_si256(_mm256_castps_si256(a), _mm256_set1_epi32(0x7FFFFFFF)));
+}
+OFFPRIN_INLINE uint64_t up_to(const uint32_t* keys, uint32_t bound) {
+  const __m256i limit = _mm256_set1_epi32(static_cast<int>(bound));
+  uint64_t result = 0;
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const __m256i key = load(keys + 8 * i), within = _mm256_cmpeq_epi32(_mm256_min_epu32(key, limit), key);
+    result |= static_cast<uint64_t>(_mm256_movemask_ps(_mm256_castsi256_ps(within))) << (8 * i);
+  }
+  return result;
+}
+
 }  // namespace offprin::cpu::avx2

@@ -163,4 +163,26 @@ OFFPRIN_INLINE Doubles subtract_doubles(Doubles a, Doubles b) { return _mm512_su
 OFFPRIN_INLINE Doubles fused(Doubles a, Doubles b, Doubles sum) { return _mm512_fmadd_pd(a, b, sum); }
 OFFPRIN_INLINE Doubles unfused(Doubles a, Doubles b, Doubles sum) { return _mm512_add_pd(_mm512_mul_pd(a, b), sum); }
 
+// ---- selection ------------------------------------------------------------------------------------------------------
+
+constexpr int PRODUCT_ROWS = 8;  // rows of a tile of a product: two vectors of sums for each stay in registers
+
+OFFPRIN_INLINE Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }
+OFFPRIN_INLINE Floats zero_floats() { return _mm512_setzero_ps(); }
+OFFPRIN_INLINE Floats splat_float(float x) { return _mm512_set1_ps(x); }
+OFFPRIN_INLINE Floats fused_floats(Floats a, Floats b, Floats sum) { return _mm512_fmadd_ps(a, b, sum); }
+// 0x7FFFFFFF less the magnitude bits: small where the magnitude is large
+OFFPRIN_INLINE void store_largest_first(uint32_t* p, Floats a) {
+  store(p, _mm512_andnot_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7FFFFFFF)));
+}
+// Bit i is set where keys[i] <= bound, for 64 keys.
+OFFPRIN_INLINE uint64_t up_to(const uint32_t* keys, uint32_t bound) {
+  const __m512i limit = _mm512_set1_epi32(static_cast<int>(bound));
+  uint64_t result = 0;
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)
+    result |= static_cast<uint64_t>(_mm512_cmple_epu32_mask(load(keys + 16 * i), limit)) << (16 * i);
+  return result;
+}
+
 }  // namespace offprin::cpu::avx512

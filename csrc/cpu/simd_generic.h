@@ -126,4 +126,35 @@ OFFPRIN_INLINE uint64_t nonzero_bytes(const void* p) {
   return result;
 }
 
+// ---- selection ------------------------------------------------------------------------------------------------------
+
+typedef float Floats __attribute__((vector_size(16)));
+constexpr int PRODUCT_ROWS = 4;
+
+OFFPRIN_INLINE Floats load_floats(const float* p) {
+  Floats x;
+  memcpy(&x, p, sizeof x);
+  return x;
+}
+OFFPRIN_INLINE Floats zero_floats() { return Floats{}; }
+OFFPRIN_INLINE Floats splat_float(float x) { return Floats{x, x, x, x}; }
+// One instruction on arm64. A call for each lane on x86-64 before AVX2: slow, but the same bits as everywhere.
+OFFPRIN_INLINE Floats fused_floats(Floats a, Floats b, Floats sum) {
+  return Floats{__builtin_fmaf(a[0], b[0], sum[0]), __builtin_fmaf(a[1], b[1], sum[1]),
+                __builtin_fmaf(a[2], b[2], sum[2]), __builtin_fmaf(a[3], b[3], sum[3])};
+}
+OFFPRIN_INLINE void store_largest_first(uint32_t* p, Floats a) {
+  for (int i = 0; i < 4; ++i) {
+    uint32_t bits;
+    const float x = a[i];
+    memcpy(&bits, &x, sizeof bits);
+    p[i] = ~bits & 0x7FFFFFFF;
+  }
+}
+OFFPRIN_INLINE uint64_t up_to(const uint32_t* keys, uint32_t bound) {
+  uint64_t result = 0;
+  for (int i = 0; i < 64; ++i) result |= static_cast<uint64_t>(keys[i] <= bound) << i;
+  return result;
+}
+
 }  // namespace offprin::cpu::generic

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 
 from offprin_kernels._launch import Launch
+from offprin_kernels.ops.lowrank_select import triton_kernel as select
 from offprin_kernels.ops.mask_algebra import triton_kernel as algebra
 from offprin_kernels.ops.update_scan import contract as c
 from offprin_kernels.ops.update_scan import triton_kernel as update_scan
@@ -55,11 +56,29 @@ def dense(columns: int = 4096) -> torch.Tensor:
     return empty((4096, columns), torch.bool)
 
 
+def source(kind: str, columns: int, dtype: torch.dtype = FP32) -> select.Source:
+    if kind == "product":
+        return select.product(empty((4096, 128), FP32), empty((128,), FP32), empty((128, columns), FP32))
+    if kind == "hash":
+        return select.Source(select.HASH.value, 4096, columns, (), 32, stream=-5)
+    return select.weight_bits(empty((4096, columns), dtype))
+
+
+def histogram(kind: str, columns: int, dtype: torch.dtype = FP32, begin: int | None = None):
+    bins = counts(select.COPIES, select.BINS)
+    return lambda arch: [select.plan_histogram(source(kind, columns, dtype), bins, 0, 1 << 31, 15, arch, begin)]
+
+
+def mark(kind: str, columns: int, dtype: torch.dtype = FP32):
+    return lambda arch: [select.plan_mark(source(kind, columns, dtype), mask(columns), counts(1), 5, 9, 70, arch)]
+
+
 class Case(NamedTuple):
     launches: Callable[[str], list[Launch]]  # for an architecture
     cuda_registers: int  # budgets: what Triton 3.4 to 3.9 need, and some room
     hip_registers: int
     wide: str = "cuda hip"  # where loads (of unpack: stores) must have 16 bytes
+    dots: bool = False  # multiplies and adds in one rounding on purpose: tl.dot
 
 
 CASES = {
@@ -83,6 +102,19 @@ CASES = {
     "agreement of 16": Case(lambda arch: [algebra.plan_agreement([mask()] * 16, 4096, counts(17), arch)], 96, 96),
     "row counts": Case(lambda arch: [algebra.plan_rows(mask(), counts(4096), arch)], 64, 64),
     "column counts": Case(lambda arch: [algebra.plan_columns(mask(), 4096, counts(4096), arch)], 96, 96),
+    "select histogram, product": Case(histogram("product", 14336), 128, 128, dots=True),
+    "select histogram, product, odd rows": Case(histogram("product", 1001), 128, 128, "", dots=True),
+    "select mark, product": Case(mark("product", 14336), 128, 128, dots=True),
+    "select mark, product, odd rows": Case(mark("product", 1001), 128, 128, "", dots=True),
+    "select places, product": Case(histogram("product", 14336, begin=0), 128, 128, dots=True),
+    "select histogram, bf16": Case(histogram("weight", 14336, BF16), 80, 96),
+    "select histogram, fp32": Case(histogram("weight", 14336), 80, 96),
+    "select histogram, odd rows": Case(histogram("weight", 1001, FP16), 80, 96, ""),
+    "select places, bf16": Case(histogram("weight", 14336, BF16, begin=0), 80, 96),
+    "select mark, bf16": Case(mark("weight", 14336, BF16), 80, 96),
+    "select mark, fp32": Case(mark("weight", 14336), 80, 96),
+    "select histogram, hash": Case(histogram("hash", 14336), 80, 112, ""),
+    "select mark, hash": Case(mark("hash", 14336), 80, 112, ""),
 }
 
 
@@ -115,7 +147,7 @@ def test_kernel(name: str, target: str) -> None:
         assert kernel.registers <= (case.cuda_registers if arch == "cuda" else case.hip_registers)
         assert not aot.narrow_offsets(kernel.asm["ttir"])
         assert not kernel.flushes_subnormals()
-        assert not kernel.fuses_multiply_add()
+        assert kernel.fuses_multiply_add() == (case.dots and arch == "cuda")
     main = compiled(name, target)[0]
     if arch in case.wide.split():
         assert (main.wide_stores() if name == "unpack" else main.wide_loads()) > 0
