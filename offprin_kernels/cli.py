@@ -69,6 +69,18 @@ def parser() -> argparse.ArgumentParser:
     )
     analyze.add_argument("--include", metavar="GLOB", nargs="+", default=[], help="compare only tensors of these names")
     analyze.add_argument("--exclude", metavar="GLOB", nargs="+", default=[], help="leave out tensors of these names")
+    analyze.add_argument(
+        "--metrics",
+        metavar="LIST",
+        default="",
+        help="also, for linear layers, some of spectrum,masks,energy: angles and spectral shift, overlap with "
+        "principal and small weights, energy in principal subspaces",
+    )
+    analyze.add_argument("--k", type=int, default=128, help="dimension of principal subspaces (default: 128)")
+    analyze.add_argument("--alpha", type=float, default=0.5, help="share of weights in a weight mask (default: 0.5)")
+    analyze.add_argument(
+        "--tol-degrees", type=float, default=0.05, help="certificate asked of every subspace (default: 0.05)"
+    )
     analyze.add_argument("--save-masks", action="store_true", help="write masks/RUN.safetensors, one bit per weight")
     analyze.add_argument("--dry-run", action="store_true", help="print the plan, its bytes and memory, and stop")
     analyze.add_argument("--overwrite", action="store_true", help="start anew, whatever analysis DIR holds")
@@ -104,7 +116,16 @@ def run_analyze(arguments: argparse.Namespace) -> int:
         if len(rules) > MAX_RULES:
             return fail(f"--also: at most {MAX_RULES - 1} rules beside --rule, got {len(rules) - 1}")
         device = pick_device(arguments.device)
-        options = planning.Options(rules, tuple(arguments.include), tuple(arguments.exclude), arguments.save_masks)
+        options = planning.Options(
+            rules,
+            tuple(arguments.include),
+            tuple(arguments.exclude),
+            arguments.save_masks,
+            metrics=tuple(dict.fromkeys(filter(None, arguments.metrics.split(",")))),
+            k=arguments.k,
+            alpha=arguments.alpha,
+            tol_degrees=arguments.tol_degrees,
+        )
         base, *tuned = (
             Checkpoint.open(source, io=arguments.io, download=arguments.download)
             for source in (arguments.base, *arguments.tuned)

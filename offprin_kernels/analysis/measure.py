@@ -14,6 +14,7 @@ from ..ops import update_scan as op
 from ..ops.update_scan import Output
 from .plan import Plan, Unit
 from .rows import Tally, consensus_row, pair_row, stripe_rows, tensor_row
+from .spectral import measure_geometry, wanted
 
 # (unit, run, start row, packed words of the slab)
 MaskSink = Callable[[Unit, int, int, torch.Tensor], None]
@@ -23,12 +24,13 @@ Progress = Callable[[int], None]
 
 @dataclass
 class UnitResult:
-    """One unit's rows of the four tables."""
+    """One unit's rows of the tables."""
 
     tensors: list[dict]
     pairs: list[dict]
     consensus: list[dict]
     stripes: list[dict]
+    geometry: list[dict]
 
 
 def measure(
@@ -62,7 +64,8 @@ def measure(
         for i, j in itertools.combinations(range(len(runs)), 2)
     ]
     consensus = [consensus_row(unit, votes, [tallies[run] for run in runs])] if len(runs) > 1 else []
-    return UnitResult(tensors, pairs, consensus, stripes)
+    geometry = measure_geometry(unit, plan, device) if wanted(unit, plan) else []
+    return UnitResult(tensors, pairs, consensus, stripes, geometry)
 
 
 def stream(unit: Unit, plan: Plan, device: torch.device) -> Iterator[tuple[int, Iterator[torch.Tensor]]]:

@@ -13,13 +13,15 @@ from .._version import __version__
 from ..checkpoint import Checkpoint, Pairing, Status, TensorPair, TensorRef, describe, is_linear, pair
 from ..ops.update_scan import Rule, contract
 
-# Elements of one slab: large enough for a scan to run at memory speed, small enough that four stay under 128 MiB.
+# Elements of one slab: large enough for a scan to run at memory speed, small enough that four of bf16 take 256 MiB.
 # Part of the result's definition, because float sums are added slab by slab.
 SLAB_ELEMENTS = 1 << 25
 
 # Bytes read between two savings of finished work: what an interruption can lose. Each saving costs some 10 ms.
 # A small model is saved four times, but not more often than every SMALLEST_PART.
 PART_BYTES, SMALLEST_PART = 1 << 31, 1 << 26
+
+METRICS = ("spectrum", "masks", "energy")
 
 MAX_NAME_BYTES = 200  # of a run: masks/NAME.safetensors.partial stays under the 255 bytes of a file name
 
@@ -32,8 +34,21 @@ class Options:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     save_masks: bool = False
+    metrics: tuple[str, ...] = ()  # of METRICS, for linear layers, beside the counts that are always taken
+    k: int = 128  # dimension of principal subspaces; all of a smaller matrix
+    alpha: float = 0.5  # share of coordinates in weight masks
+    tol_degrees: float = 0.05  # certificate asked of every tuned subspace
 
     def __post_init__(self) -> None:
+        unknown = [metric for metric in self.metrics if metric not in METRICS]
+        if unknown:
+            raise ValueError(f"unknown metric {unknown[0]!r}; choose some of {', '.join(METRICS)}")
+        if self.k < 1:
+            raise ValueError(f"k must be at least 1, got {self.k}")
+        if not 0 < self.alpha <= 1:
+            raise ValueError(f"alpha must lie in (0, 1], got {self.alpha}")
+        if not 1e-4 <= self.tol_degrees <= 45:
+            raise ValueError(f"tol_degrees must lie between 1e-4 and 45, got {self.tol_degrees}")
         contract.distinct(self.rules)
         if not 0 < len(self.rules) <= contract.MAX_RULES:
             raise ValueError(f"an analysis takes 1 to {contract.MAX_RULES} rules, got {len(self.rules)}")
@@ -44,6 +59,10 @@ class Options:
             "include": list(self.include),
             "exclude": list(self.exclude),
             "save_masks": self.save_masks,
+            "metrics": list(self.metrics),
+            "k": self.k,
+            "alpha": self.alpha,
+            "tol_degrees": self.tol_degrees,
         }
 
 
@@ -105,7 +124,11 @@ class Plan:
             counts = len(unit.partners) * 8 * (unit.rows + unit.columns)
             # the base's slab and one run's are scanned while the next two are fetched
             slabs = unit.slab_rows * 4 * max(ref.row_bytes for ref in refs)
-            peak = max(peak, slabs + masks + counts)
+            geometry = 0
+            if self.options.metrics and unit.linear:
+                # fp32 base, tuned weight, update and a Gram matrix in fp64, and LAPACK's workspace of its size
+                geometry = 12 * unit.total + 24 * min(unit.rows, unit.columns) ** 2
+            peak = max(peak, slabs + masks + counts, geometry)
         return peak
 
     def identity(self) -> dict:

@@ -141,12 +141,13 @@ def mask_sink(writers: list[SafetensorsWriter]):
 def finish(plan: Plan, store: st.Store, command: list[str]) -> dict:
     """Merge the parts into tables, write the summary last (it marks the analysis as finished), drop the parts."""
     store.check_parts(len(plan.parts))
-    tables = st.tables(len(plan.tuned))
+    tables = st.tables(len(plan.tuned), plan.options.metrics)
     for table in tables:
         store.merge_parts(table, len(plan.parts))
     consensus = store.rows("consensus") if "consensus" in tables else []
     provenance = {"command": command, "environment": versions()}
-    summary = strict(summarize(plan, store.columns("tensors"), store.columns("pairs"), consensus, provenance))
+    geometry = store.rows("geometry") if "geometry" in tables else []
+    summary = strict(summarize(plan, store.columns("tensors"), store.columns("pairs"), consensus, geometry, provenance))
     store.write_summary(summary)
     store.drop_parts()
     return summary

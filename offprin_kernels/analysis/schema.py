@@ -10,7 +10,24 @@ import numpy as np
 
 NORM_COLUMNS = ("base_norm", "update_norm", "relative_update", "base_dot_update", "update_max")
 
-TEXT = frozenset("""run run_a run_b name tuned_name kind base_dtype tuned_dtype status note rule axis""".split())
+# Of geometry.parquet; null where the metric was not asked for, or the note says why not.
+SPECTRUM_COLUMNS = """
+    left_degrees right_degrees left_median_degrees right_median_degrees resolution_degrees converged base_error_degrees
+    method wedin_degrees gap nss nss_error nss_mirsky nss_isotropic nss_k largest_shift update_spectral_norm
+    stable_rank_base stable_rank_update
+""".split()
+ENERGY_COLUMNS = [f"energy_{side}{null}" for side in ("left", "right", "both") for null in ("", "_isotropic")]
+WEIGHT_MASKS = ("principal", "low", "safe")
+OVERLAP_COLUMNS = ("size", "changed", "expected_uniform", "expected_exponent", "variance_exponent")
+
+GEOMETRY_KEYS = "run name layer kind rows columns k alpha note".split()
+GEOMETRY_COLUMNS = {
+    "spectrum": SPECTRUM_COLUMNS,
+    "masks": ["changed", *(f"{kind}_{what}" for kind in WEIGHT_MASKS for what in OVERLAP_COLUMNS)],
+    "energy": ENERGY_COLUMNS,
+}
+
+TEXT = frozenset("""run run_a run_b name tuned_name kind base_dtype tuned_dtype status note rule axis method""".split())
 FLOAT = frozenset(
     [
         *NORM_COLUMNS,
@@ -30,9 +47,13 @@ FLOAT = frozenset(
         "jaccard_margin",
         "intersection_margin",
         "union_margin",
+        *(name for name in SPECTRUM_COLUMNS if name not in ("converged", "method")),
+        *ENERGY_COLUMNS,
+        "alpha",
+        *(f"{kind}_{what}" for kind in WEIGHT_MASKS for what in OVERLAP_COLUMNS[2:]),
     ]
 )
-BOOL = frozenset(["linear", "flagged_nonfinite"])
+BOOL = frozenset(["linear", "flagged_nonfinite", "converged"])
 LIST = frozenset(["shape", "ulp_histogram", "exponent_all", "exponent_changed", "coordinates", "counts"])
 FLOAT_LIST = frozenset(["expected_uniform", "expected_exponent"])
 
@@ -45,6 +66,7 @@ COLUMNS = {
     """.split(),
     "consensus": "name layer kind runs total coordinates expected_uniform expected_exponent".split(),
     "stripes": "run name axis length counts".split(),
+    "geometry": [*GEOMETRY_KEYS, *(column for columns in GEOMETRY_COLUMNS.values() for column in columns)],
 }
 
 

@@ -18,16 +18,17 @@ from .plan import unfit
 from .schema import COLUMNS, arrow_schema, is_list, numpy_dtype
 
 PLAN, PARTS, MASKS, SUMMARY, LOG = "plan.json", "parts", "masks", "summary.json", "run_log.jsonl"
-TABLES = ("tensors", "pairs", "consensus", "stripes")
+TABLES = ("tensors", "pairs", "consensus", "stripes", "geometry")
 
 # By these keys a file is known as ours; --overwrite deletes nothing without such proof.
 PLAN_KEYS = {"version", "slab_elements", "part_bytes", "options", "names"}
 SUMMARY_KEYS = {"complete", "options", "runs", "ledger", "provenance"}
 
 
-def tables(runs: int) -> list[str]:
-    """Tables of an analysis of that many runs."""
-    return [table for table in TABLES if table != "consensus" or runs > 1]
+def tables(runs: int, metrics: Sequence[str]) -> list[str]:
+    """Tables of an analysis of that many runs, with these metrics."""
+    left_out = {"consensus": runs == 1, "geometry": not metrics}
+    return [table for table in TABLES if not left_out.get(table)]
 
 
 def mask_names(identity: dict) -> list[str]:
@@ -119,7 +120,7 @@ class Store:
 
     def check_whole(self, identity: dict) -> None:
         """Raise OutputError where a finished analysis lacks a file or its summary cannot be read."""
-        names = [f"{table}.parquet" for table in tables(len(identity["names"]))]
+        names = [f"{table}.parquet" for table in tables(len(identity["names"]), identity["options"]["metrics"])]
         names += [f"{MASKS}/{run}.safetensors" for run in mask_names(identity)]
         missing = [name for name in names if not (self.root / name).exists()]
         if missing:

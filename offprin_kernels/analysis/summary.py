@@ -11,13 +11,16 @@ from ..checkpoint import Checkpoint, Pairing
 from ..nulls import IntersectionNull, MarginNull, stratified_intersection
 from .plan import Plan
 from .rows import agreement_fields, sparsity
+from .schema import ENERGY_COLUMNS, WEIGHT_MASKS
 
 Columns = dict[str, np.ndarray]
 
 SUMMED = ("sign_flips", "zero_to_nonzero", "nonzero_to_zero", "nan_base", "inf_base", "nan_tuned", "inf_tuned")
 
 
-def summarize(plan: Plan, tensors: Columns, pairs: Columns, consensus: list[dict], provenance: dict) -> dict:
+def summarize(
+    plan: Plan, tensors: Columns, pairs: Columns, consensus: list[dict], geometry: list[dict], provenance: dict
+) -> dict:
     """The content of ``summary.json``; deterministic for a plan and its files."""
     return {
         "complete": plan.complete,
@@ -26,6 +29,7 @@ def summarize(plan: Plan, tensors: Columns, pairs: Columns, consensus: list[dict
         "pairs": [pair_summary(a, b, pairs) for a, b in itertools.combinations(plan.names, 2)],
         "mean_jaccard": mean_jaccard(pairs),
         "consensus": consensus_summary(consensus, len(plan.names)),
+        "geometry": [geometry_summary(plan, name, geometry) for name in plan.names] if plan.options.metrics else None,
         "provenance": {
             **provenance,
             "base": source(plan.base),
@@ -49,6 +53,68 @@ def run_summary(plan: Plan, name: str, tensors: Columns) -> dict:
         "partial": rows["name"][rows["status"] == "partial"].tolist(),
         "flagged_nonfinite": rows["name"][rows["flagged_nonfinite"]].tolist(),
     }
+
+
+def geometry_summary(plan: Plan, name: str, rows: list[dict]) -> dict:
+    """Geometry of one run's linear layers: medians over matrices by kind and of all; overlaps pooled."""
+    found = [row for row in rows if row["run"] == name]
+    good = [row for row in found if row["note"] is None]
+    kinds = dict.fromkeys(row["kind"] for row in good)
+    return {
+        "run": name,
+        "left_out": [{"name": row["name"], "why": row["note"]} for row in found if row["note"] is not None],
+        "all": geometry_of(plan, good),
+        "by_kind": {kind: geometry_of(plan, [row for row in good if row["kind"] == kind]) for kind in kinds},
+    }
+
+
+def geometry_of(plan: Plan, rows: list[dict]) -> dict:
+    result: dict = {"matrices": len(rows)}
+    if not rows:
+        return result
+    if "spectrum" in plan.options.metrics:
+        result |= {
+            "resolved": sum(row["left_degrees"] is not None or row["right_degrees"] is not None for row in rows),
+            "not_converged": sum(not row["converged"] for row in rows),
+            "resolution_degrees": max(row["resolution_degrees"] for row in rows),
+            # a matrix below its resolution counts as the smallest: medians stay honest while half are resolved
+            "left_degrees": resolved_median(rows, "left_degrees"),
+            "right_degrees": resolved_median(rows, "right_degrees"),
+            "nss": median(rows, "nss"),
+            "nss_isotropic": median(rows, "nss_isotropic"),
+            "nss_mirsky": median(rows, "nss_mirsky"),
+        }
+    if "energy" in plan.options.metrics:
+        result |= {column: median(rows, column) for column in ENERGY_COLUMNS}
+    if "masks" in plan.options.metrics:
+        total, changed = sum(row["rows"] * row["columns"] for row in rows), sum(row["changed"] for row in rows)
+        result["overlaps"] = {kind: overlap(rows, kind, total, changed) for kind in WEIGHT_MASKS}
+    return result
+
+
+def overlap(rows: list[dict], kind: str, total: int, changed: int) -> dict:
+    """Share of changed weights inside a weight mask, pooled; by chance, and by chance within each exponent."""
+    summed = {key: sum(row[f"{kind}_{key}"] for row in rows) for key in ("size", "changed", "expected_exponent")}
+    null = IntersectionNull(summed["expected_exponent"], sum(row[f"{kind}_variance_exponent"] for row in rows))
+    uniform = sum(row[f"{kind}_expected_uniform"] for row in rows)
+    return {
+        "density": summed["size"] / total,
+        "overlap": summed["changed"] / changed if changed else None,
+        "expected_uniform": uniform / changed if changed else None,
+        "expected_exponent": null.mean / changed if changed else None,
+        "z_exponent": null.z_score(summed["changed"]),
+    }
+
+
+def median(rows: list[dict], key: str) -> float | None:
+    values = [row[key] for row in rows if row[key] is not None]
+    return float(np.median(values)) if values else None
+
+
+def resolved_median(rows: list[dict], key: str) -> float | None:
+    """Median where angles below resolution count as -infinity; None where it falls on one of these."""
+    middle = float(np.median([-np.inf if row[key] is None else row[key] for row in rows]))
+    return middle if np.isfinite(middle) else None
 
 
 def select(columns: Columns, keep: np.ndarray) -> Columns:
