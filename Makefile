@@ -22,7 +22,7 @@ demo: $(VENV)/installed
 	rm -rf demo-out
 	$(BIN)/python examples/demo_checkpoints.py demo-out/models
 	$(BIN)/offprin analyze demo-out/models/base demo-out/models/cautious-1 demo-out/models/cautious-2 \
-	    demo-out/models/bold --out demo-out/analysis --save-masks
+	    demo-out/models/bold --out demo-out/analysis --save-masks --metrics spectrum,masks,energy --k 16
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         stable_rank,
         update_energy,
     )
+    from .masks import low_magnitude_mask, principal_mask, random_mask, safe_mask
+    from .ops.projection import project, project_out
     from .ops.subspace import TopK, topk_svd
     from .ops.update_scan import Output, Rule
     from .updates import Norms, UpdateScan, update_mask, update_scan, visible
@@ -42,8 +44,14 @@ __all__ = [
     "UpdateScan",
     "base_spectrum",
     "bounds",
+    "low_magnitude_mask",
     "normalized_spectral_shift",
     "principal_angles",
+    "principal_mask",
+    "project",
+    "project_out",
+    "random_mask",
+    "safe_mask",
     "spectrum",
     "stable_rank",
     "topk_svd",
@@ -71,6 +79,8 @@ HOMES = {
         "stable_rank",
         "update_energy",
     ),
+    "masks": ("low_magnitude_mask", "principal_mask", "random_mask", "safe_mask"),
+    "ops.projection": ("project", "project_out"),
     "ops.subspace": ("TopK", "topk_svd"),
     "ops.update_scan": ("Output", "Rule"),
     "updates": ("Norms", "UpdateScan", "update_mask", "update_scan", "visible"),
