@@ -199,7 +199,8 @@ def test_choice_of_method() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert plan.choose(4096, 4096, 32, cpu).method == "krylov"
     assert plan.choose(4096, 4096, 128, cpu).method == "krylov"
-    assert plan.choose(4096, 4096, 512, cpu).method == "gram"
+    assert plan.choose(4096, 4096, 1536, cpu).method == "gram"
+    assert plan.choose(2048, 2048, 512, cpu).method == "gram"
     assert plan.choose(4096, 4096, 128, cpu, warm=True).method == "correction"
     assert plan.choose(4096, 14336, 128, gpu).method == "correction"
     assert plan.choose(512, 512, 200, gpu).method == "gram"

@@ -94,7 +94,7 @@ def solve(operand: Operand, k: int, tolerance: float, method: str, warm_start: T
         space = warm_start.space
     chosen = plan.choose(m, n, k, operand.weight.device, warm=space is not None)
     name = chosen.method if method == "auto" else method
-    extra = max(32, k)
+    extra = krylov.extra_rows(k)
     if name == "reference":
         return reference.solve(operand, k)
     if name == "correction" and 2 * (k + extra) <= operand.short:
@@ -107,7 +107,7 @@ def solve(operand: Operand, k: int, tolerance: float, method: str, warm_start: T
         answer = krylov.solve(operand, k, extra, tolerance, generator)
         if answer is not None:
             return answer
-    return gram.solve(operand, k, 64, tolerance)
+    return gram.solve(operand, k, plan.GRAM_EXTRA, tolerance)
 
 
 def package(operand: Operand, found: Solution, k: int, tolerance: float) -> TopK:

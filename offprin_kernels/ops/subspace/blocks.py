@@ -60,10 +60,12 @@ def off(rows: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
 
 
 def spectral_norm(matrix: torch.Tensor) -> torch.Tensor:
-    """Largest singular value of ``[..., r, c]`` through the fp64 Gram matrix of its shorter side; fp64 ``[...]``."""
-    wide = matrix.double()
-    if wide.shape[-2] > wide.shape[-1]:
-        wide = wide.mT
-    if wide.shape[-2] == 0:
-        return torch.zeros(wide.shape[:-2], dtype=torch.float64, device=wide.device)
-    return torch.linalg.eigvalsh(wide @ wide.mT)[..., -1].clamp_min(0).sqrt()
+    """Largest singular value of ``[..., r, c]`` through the Gram matrix of its shorter side; fp64 ``[...]``.
+
+    In the matrix' own precision but for the small eigenproblem: good to six digits in fp32.
+    """
+    if matrix.shape[-2] > matrix.shape[-1]:
+        matrix = matrix.mT
+    if matrix.shape[-2] == 0:
+        return torch.zeros(matrix.shape[:-2], dtype=torch.float64, device=matrix.device)
+    return torch.linalg.eigvalsh((matrix @ matrix.mT).double())[..., -1].clamp_min(0).sqrt()

@@ -22,7 +22,7 @@ class Lanczos:
     def __init__(self, operand: Operand, block: int, capacity: int, generator: torch.Generator) -> None:
         self.operand, self.block = operand, block
         self.basis = operand.exact.new_empty((capacity, operand.short))
-        self.projected = self.basis.new_zeros((capacity, capacity), dtype=torch.float64)
+        self.projected = self.basis.new_zeros((capacity, capacity))
         self.next = orthonormalize(operand.backward(operand.random_rows(block, generator, long=True)))
         self.coupling = self.basis.new_zeros((block, block))
         self.dimension = 0
@@ -51,10 +51,10 @@ class Lanczos:
         self.dimension = end
 
     def ritz(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ritz values of A^T A, descending, and vectors as columns in the basis; fp64."""
+        """Ritz values of A^T A, descending, and vectors as columns in the basis; fp64, to the working precision."""
         d = self.dimension
         values, vectors = torch.linalg.eigh(self.projected[:d, :d])
-        return values.flip(-1), vectors.flip(-1)
+        return values.double().flip(-1), vectors.double().flip(-1)
 
     def couplings(self, vectors: torch.Tensor, count: int) -> torch.Tensor:
         """What A^T A takes out of the space, of the first ``count`` Ritz vectors: ``[block, count]``, fp64."""
@@ -62,15 +62,21 @@ class Lanczos:
         return self.coupling.double() @ last
 
 
-# A check costs an eigenproblem of the dimension reached: cheap below this many, so there every block is checked.
-CHEAP_CHECK = 400
-# One more k of dimension lowers the error about this much (measured on slow spectra, blocks of k / 4).
-GAIN_PER_K = 20.0
+# Blocks beyond k after which slow spectra have converged, measured at k = 128 and 512: before that no check pays,
+# for it costs an eigenproblem of the dimension reached. Up to CHEAP_CHECK it costs nothing.
+FIRST_CHECK, CHEAP_CHECK = 29, 400
+# Each further block lowers the error about this much (measured on the same spectra).
+GAIN = 2.1
 
 
 def block_size(k: int, short: int) -> int:
     """Vectors multiplied at once: few give the best subspace per product, many run faster. Measured at 2048 to 4096."""
-    return max(1, min(16 if k <= 64 else 32 if k <= 160 else 64, short // 4))
+    return max(1, min(max(16, min(64, k // 4 // 16 * 16)), short // 4))
+
+
+def extra_rows(k: int) -> int:
+    """Vectors of the search space beyond k: as many again where that is cheap."""
+    return max(32, min(k, 128))
 
 
 def solve(operand: Operand, k: int, extra: int, tolerance: float, generator: torch.Generator) -> Solution | None:
@@ -82,11 +88,12 @@ def solve(operand: Operand, k: int, extra: int, tolerance: float, generator: tor
         return None
     lanczos = Lanczos(operand, block, limit, generator)
     target = tolerance / 3
-    lanczos.grow_to(rows + 2 * block if rows + 2 * block <= CHEAP_CHECK else 7 * k)
+    lanczos.grow_to(rows + 2 * block if rows + 2 * block <= CHEAP_CHECK else k + FIRST_CHECK * block)
     while True:
         squares, vectors = lanczos.ritz()
         out = lanczos.couplings(vectors, k)
-        estimate = float(torch.rad2deg(spectral_norm(out) / (squares[k - 1] - squares[rows]).clamp_min(1e-300)))
+        room = (squares[k - 1] - squares[rows]).clamp_min(torch.finfo(torch.float64).tiny)
+        estimate = float(torch.rad2deg(spectral_norm(out) / room))
         if estimate <= target or lanczos.full:
             right = orthonormalize(vectors[:, :rows].mT.to(operand.precision) @ lanczos.basis[: lanczos.dimension])
             found = finish(operand, right, k, lambda block: probe(operand, block, generator), tolerance)
@@ -97,8 +104,8 @@ def solve(operand: Operand, k: int, extra: int, tolerance: float, generator: tor
             if lanczos.full:
                 return None
             target = min(target, estimate) / 4
-        more = k * math.log(max(2.0, estimate / target)) / math.log(GAIN_PER_K)
-        lanczos.grow_to(lanczos.dimension + max(block, int(more)))
+        more = math.ceil(math.log(max(GAIN, min(estimate, 90.0) / target)) / math.log(GAIN))
+        lanczos.grow_to(lanczos.dimension + more * block)
 
 
 def capacity(k: int, short: int) -> int:

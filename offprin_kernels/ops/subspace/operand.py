@@ -40,11 +40,11 @@ class Operand:
 
     def forward(self, block: torch.Tensor) -> torch.Tensor:
         """``X A^T``: ``[..., count, p]`` to ``[..., count, M]``."""
-        return block @ (self.exact if self.transposed else self.exact.mT)
+        return block @ self.exact if self.transposed else from_left(self.exact, block)
 
     def backward(self, block: torch.Tensor) -> torch.Tensor:
         """``Y A``: ``[..., count, M]`` to ``[..., count, p]``."""
-        return block @ (self.exact.mT if self.transposed else self.exact)
+        return from_left(self.exact, block) if self.transposed else block @ self.exact
 
     def rough_gram(self, block: torch.Tensor) -> torch.Tensor:
         """``X A^T A``, to bf16 accuracy where that is faster."""
@@ -67,6 +67,11 @@ class Operand:
         """Gaussian rows ``[..., count, p]`` (or of length M); drawn on the CPU, so that every device starts alike."""
         shape = (*self.weight.shape[:-2], count, self.long if long else self.short)
         return torch.randn(shape, generator=generator, dtype=torch.float32).to(self.weight.device, self.precision)
+
+
+def from_left(matrix: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+    """``block @ matrix^T`` as ``(matrix @ block^T)^T``: a third faster for blocks of few rows (x86, MKL)."""
+    return (matrix @ block.mT).mT
 
 
 def exponent_of(weight: torch.Tensor) -> int:

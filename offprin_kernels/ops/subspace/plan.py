@@ -1,4 +1,4 @@
-"""Which method: a cost model in seconds of one processor's GEMM, from operation counts and measured efficiencies."""
+"""Which method: a cost model from operation counts and measured efficiencies, in operations of a large product."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ from dataclasses import dataclass
 
 import torch
 
-from .krylov import block_size, capacity
+from .krylov import CHEAP_CHECK, FIRST_CHECK, block_size, capacity, extra_rows
+
+# Vectors that the Gram method takes along: accurate ones, so that few do.
+GRAM_EXTRA = 64
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Speeds relative to a large fp32 matrix product. Measured on two x86 cores with 4096 x 4096 weights."""
+    """Speeds relative to a large fp32 matrix product, and eigensolvers in units of its operations.
 
-    thin: float = 0.6  # products with a block of 16 to 64 vectors
-    block: float = 0.8  # products with hundreds of vectors
-    small: float = 0.12  # eigenproblems of a thousand or so
-    eigen: float = 0.17  # partial symmetric eigensolver (counted as 4/3 n^3): half of it is memory-bound
+    Measured on two AVX-512 cores with 4096 x 4096 weights (product 300 GFLOP/s).
+    """
+
+    thin: float = 0.58  # products with blocks of 16 to 64 vectors, and their reorthogonalisation
+    gram: float = 0.65  # the Gram matrix
+    final: float = 0.30  # the last step: products in fp32, small problems and norms in fp64
+    full_eigen: float = 9.6  # times n^3: partial eigensolver of the Gram matrix, half of it memory-bound
+    small_eigen: float = 13.0  # times d^3: all eigenvectors of the projected matrix
 
 
 CPU = Rates()
@@ -26,7 +33,7 @@ CPU = Rates()
 class Plan:
     method: str
     extra: int  # vectors of the search space beyond k
-    cost: dict[str, float]  # operations, in units of a large product's; what the choice was made from
+    cost: dict[str, float]  # what the choice was made from
 
 
 def choose(m: int, n: int, k: int, device: torch.device, *, warm: bool = False) -> Plan:
@@ -35,43 +42,45 @@ def choose(m: int, n: int, k: int, device: torch.device, *, warm: bool = False) 
     On a GPU: correction, whose work is products with the whole block; the Gram matrix where the block would be half the
     space. On a CPU: correction from a warm start, else Krylov or Gram, whichever the model says is cheaper.
     """
-    short, wide = min(m, n), k + max(32, k)
+    short, extra = min(m, n), extra_rows(k)
+    rows = k + extra
     cost = {"gram": gram_cost(m, n, k, CPU)}
-    if device.type != "cpu":
-        if 2 * wide > short:
-            return Plan("gram", 64, cost)
-        return Plan("correction", wide - k, cost | {"correction": correction_cost(m, n, k, wide, warm, CPU)})
-    if 2 * wide <= short:
-        if wide + 2 * block_size(k, short) <= capacity(k, short):
-            cost["krylov"] = krylov_cost(m, n, k, CPU)
-        if warm:
-            cost["correction"] = correction_cost(m, n, k, wide, True, CPU)
+    if 2 * rows <= short:
+        if warm or device.type != "cpu":
+            cost["correction"] = correction_cost(m, n, k, rows, warm, CPU)
+        if device.type == "cpu" and rows + 2 * block_size(k, short) <= capacity(k, short):
+            cost["krylov"] = krylov_cost(m, n, k, rows, CPU)
     best = min(cost, key=lambda name: cost[name])
-    return Plan(best, 64 if best == "gram" else wide - k, cost)
+    if device.type != "cpu" and "correction" in cost:
+        best = "correction"
+    return Plan(best, GRAM_EXTRA if best == "gram" else extra, cost)
 
 
 def gram_cost(m: int, n: int, k: int, rates: Rates) -> float:
-    """Five eighths of the Gram product, the eigensolver, its back-transformation, and the final products."""
+    """Five eighths of the Gram product, the eigensolver, the final products."""
     long, short = max(m, n), min(m, n)
-    rows = min(short, k + 64)
-    product = 2 * long * short**2 * 5 / 8
-    back = 2 * short**2 * rows * 2
-    return product + 4 / 3 * short**3 / rates.eigen + (back + 4 * long * short * rows) / rates.block
+    rows = min(short, k + GRAM_EXTRA)
+    return (
+        2 * long * short**2 * 5 / 8 / rates.gram + rates.full_eigen * short**3 + 4 * long * short * rows / rates.final
+    )
 
 
-def krylov_cost(m: int, n: int, k: int, rates: Rates) -> float:
-    """A space of dimension 8 k (at least 14 blocks): products, reorthogonalisation, eigenproblem, final products."""
+def krylov_cost(m: int, n: int, k: int, rows: int, rates: Rates) -> float:
+    """Products and reorthogonalisation up to the first check, its eigenproblem, the final products."""
     long, short = max(m, n), min(m, n)
-    dimension = min(short, max(8 * k, 14 * block_size(k, short)))
-    rows = k + max(32, k)
+    block = block_size(k, short)
+    dimension = min(short, k + (FIRST_CHECK if rows + 2 * block > CHEAP_CHECK else 12) * block)
     grow = 4 * long * short * dimension + 4 * short * dimension**2
-    final = 4 * long * short * rows + 2 * short * dimension * rows
-    return grow / rates.thin + 9 * dimension**3 / rates.small / 4 + final / rates.block
+    return (
+        grow / rates.thin
+        + rates.small_eigen * dimension**3
+        + (4 * long * short * rows + 2 * short * dimension * rows) / rates.final
+    )
 
 
 def correction_cost(m: int, n: int, k: int, rows: int, warm: bool, rates: Rates) -> float:
-    """Products per round: residual and Ritz step of all rows, 2 (degree - 1) of the corrected ones."""
+    """Per round: residual and Ritz step, 2 (degree - 1) products of the corrected rows; then the certificate."""
     long, short = max(m, n), min(m, n)
     corrected, rounds = (k + k / 8, 1) if warm else (rows, 4)
-    products = 2 * rows + rounds * (2 * rows + 6 * corrected)
-    return 2 * long * short * products / rates.block
+    products = 2 * rows + rounds * (rows + 7 * corrected)
+    return 2 * long * short * products / (2 * rates.final)

@@ -52,7 +52,7 @@ def estimate(ritz: Ritz, residual: torch.Tensor, k: int) -> torch.Tensor:
     """Roughly the largest angle of the leading k, in degrees: the smallest value inside stands for the edge outside."""
     values = ritz.values
     room = values[..., :k] ** 2 - values[..., -1:] ** 2
-    coupling = off(residual[..., :k, :], ritz.right).double() * values[..., :k, None]
+    coupling = off(residual[..., :k, :], ritz.right) * values[..., :k, None].to(residual.dtype)
     sine = torch.where(room[..., -1] > 0, tilt(coupling, room), 1.0)
     return torch.rad2deg(torch.asin(sine.clamp(max=1.0)))
 

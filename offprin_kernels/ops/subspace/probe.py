@@ -19,14 +19,16 @@ def probe(operand: Operand, right: torch.Tensor, generator: torch.Generator) -> 
     if size == 0:
         return torch.zeros(right.shape[:-2], dtype=torch.float64, device=right.device)
     block = min(BLOCK, size)
-    basis = orthonormalize(off(operand.random_rows(block, generator), right))
-    now = basis
-    for _ in range(STEPS):
-        image = off(operand.rough_gram(now), right)
-        if basis.shape[-2] + block > size:
+    now = orthonormalize(off(operand.random_rows(block, generator), right))
+    known, images = right, []
+    for step in range(STEPS):
+        known = torch.cat([known, now], -2)
+        images.append(operand.rough_gram(now))
+        if step + 1 < STEPS and known.shape[-2] + block <= operand.short:
+            now = orthonormalize(off(images[-1], known), known)
+        else:
             break
-        known = torch.cat([right, basis], -2)
-        now = orthonormalize(off(image, known), known)
-        basis = torch.cat([basis, now], -2)
-    image = operand.forward(basis).double()
-    return (MARGIN * torch.linalg.eigvalsh(image @ image.mT)[..., -1]).clamp_min(0).sqrt()
+    basis = known[..., right.shape[-2] :, :]
+    projected = basis.double() @ torch.cat(images, -2).double().mT
+    largest = torch.linalg.eigvalsh((projected + projected.mT) / 2)[..., -1]
+    return (MARGIN * largest).clamp_min(0).sqrt()

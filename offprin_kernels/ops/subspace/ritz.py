@@ -91,17 +91,17 @@ def certify(ritz: Ritz, residual: torch.Tensor, k: int, edge: torch.Tensor) -> C
     count, size = right.shape[-2:]
     after = values[..., k] if count > k else edge
     gap = values[..., k - 1] - after
-    lengths = residual[..., :k, :].double().norm(dim=-1)
+    lengths = torch.linalg.vector_norm(residual[..., :k, :], dim=-1).double()
     if k == size:
         zero = torch.zeros_like(lam)
         return Certificate(zero, zero, values[..., k - 1], lengths)
     inner = residual @ right.mT
-    coupling = ((residual - inner @ right) * values[..., None].to(right.dtype)).double()
+    coupling = (residual - inner @ right) * values[..., None].to(right.dtype)
     # clamped where there is no gap, which is found undefined below
     inside = torch.maximum(lam[..., None] - values[..., k:] ** 2, 1e-15 * lam[..., None] + TINY)
     second = coupling[..., k:, :]
-    c = spectral_norm(second / inside.sqrt()[..., None]) ** 2
-    a = spectral_norm(second / inside[..., None])
+    c = spectral_norm(second / inside.sqrt()[..., None].to(right.dtype)) ** 2
+    a = spectral_norm(second / inside[..., None].to(right.dtype))
     room = values[..., :k] ** 2 - (edge**2 + c)[..., None]
     sine = torch.where(room[..., -1] > 0, tilt(coupling[..., :k, :], room) * (1 + a**2).sqrt(), 1.0)
     rounding = ROUNDING_SAFETY * mixing(values, inner, right, k)
@@ -121,7 +121,7 @@ def tilt(coupling: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
     |E| / min(room) would waste the room that outliers have: rounding, relative to their own size, would drown the
     rest. So vectors are grouped by powers of two of their room, each group has its own bound, and squares add up.
     """
-    gram = coupling @ coupling.mT
+    gram = (coupling @ coupling.mT).double()
     least = room[..., -1:].clamp_min(TINY)
     group = torch.log2((room / least).clamp_min(1)).floor()
     total = torch.zeros_like(room[..., 0])
@@ -140,7 +140,6 @@ def mixing(values: torch.Tensor, inner: torch.Tensor, right: torch.Tensor, k: in
     """
     squares = values**2
     between = torch.maximum(squares[..., :k, None] - squares[..., None, k:], 1e-15 * squares[..., :1, None] + TINY)
-    wide = right.double()
-    skew = wide[..., :k, :] @ wide[..., k:, :].mT
+    skew = (right[..., :k, :] @ right[..., k:, :].mT).double()
     seen = inner[..., :k, k:].double() * values[..., :k, None]
     return spectral_norm(seen / between) + spectral_norm(skew * squares[..., :k, None] / between)
