@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .krylov import CHEAP_CHECK, FIRST_CHECK, block_size, capacity, extra_rows
+from .krylov import CHEAP_CHECK, block_size, capacity, extra_rows, first_check
 
 # Vectors that the Gram method takes along: accurate ones, so that few do.
 GRAM_EXTRA = 64
@@ -69,7 +69,7 @@ def krylov_cost(m: int, n: int, k: int, rows: int, rates: Rates) -> float:
     """Products and reorthogonalisation up to the first check, its eigenproblem, the final products."""
     long, short = max(m, n), min(m, n)
     block = block_size(k, short)
-    dimension = min(short, k + (FIRST_CHECK if rows + 2 * block > CHEAP_CHECK else 12) * block)
+    dimension = min(short, k + (first_check(k) if rows + 2 * block > CHEAP_CHECK else 12) * block)
     grow = 4 * long * short * dimension + 4 * short * dimension**2
     return (
         grow / rates.thin
