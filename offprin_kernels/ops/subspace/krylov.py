@@ -15,7 +15,6 @@ from .finish import finish
 from .operand import Operand
 from .probe import probe
 
-
 # Rows that keep more than this share of their length through a projection are orthogonal to the square root of eps.
 CLEAN = torch.finfo(torch.float32).eps ** 0.5
 
