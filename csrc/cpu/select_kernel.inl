@@ -48,13 +48,9 @@ static void weights(const void* weight, int32_t dtype, int64_t n, uint32_t* keys
   }
 }
 
-// SplitMix64 at any place of its stream; the twin of contract.py's constants.
 static void hashes(uint64_t stream, uint64_t index, int64_t n, uint32_t* keys) {
   for (int64_t i = 0; i < n; ++i) {
-    uint64_t z = stream + (index + static_cast<uint64_t>(i)) * 0x9E3779B97F4A7C15u;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    keys[i] = static_cast<uint32_t>((z ^ (z >> 31)) >> 32);
+    keys[i] = static_cast<uint32_t>(splitmix64(stream, index + static_cast<uint64_t>(i)) >> 32);
   }
 }
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from ... import packing
+from ... import numerics, packing
 
 DTYPE_CODES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 # The magnitude bits of Inf; larger ones are NaN.
@@ -24,23 +24,10 @@ OVERFLOW = "the product of left, values and right overflows fp32; scale values d
 NONFINITE = "weight holds NaN or Inf; its smallest entries are undefined"
 CHANGED = "lowrank_select counted differently in two passes; its input changed while it ran"
 
-# SplitMix64 (Steele, Lea and Flood, OOPSLA 2014; constants of Vigna's public-domain version).
-GAMMA = 0x9E3779B97F4A7C15
-MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-
-
-def signed(x: int) -> int:
-    """64 bits as the int64 that has them."""
-    x &= (1 << 64) - 1
-    return x - (1 << 64) if x >> 63 else x
-
 
 def stream(seed: int) -> int:
     """Where a seed's stream of hashes begins (int64): mixed, or neighbouring seeds would share most of their stream."""
-    z = (seed + GAMMA) & ((1 << 64) - 1)
-    for shift, factor in zip((30, 27), MIX, strict=True):
-        z = (z ^ (z >> shift)) * factor & ((1 << 64) - 1)
-    return signed(z ^ (z >> 31))
+    return numerics.signed(numerics.mixed(seed))
 
 
 def allocate(rows: int, columns: int, device: torch.device) -> torch.Tensor:

@@ -26,16 +26,9 @@ def select_smallest(weight: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def select_random(rows: int, columns: int, count: int, stream: int, device: torch.device) -> torch.Tensor:
-    z = torch.arange(rows * columns, dtype=torch.int64, device=device) * c.signed(c.GAMMA) + stream
-    for shift, factor in zip((30, 27), c.MIX, strict=True):
-        z = (z ^ shifted_right(z, shift)) * c.signed(factor)
-    hashes = shifted_right(z ^ shifted_right(z, 31), 64 - c.HASH_BITS)
+    flat = torch.arange(rows * columns, dtype=torch.int64, device=device)
+    hashes = numerics.shifted_right(numerics.splitmix64(stream, flat), 64 - c.HASH_BITS)
     return smallest(hashes.reshape(rows, columns), count)
-
-
-def shifted_right(z: torch.Tensor, by: int) -> torch.Tensor:
-    """Of int64 taken as unsigned: zeros come in from the left."""
-    return (z >> by) & ((1 << (64 - by)) - 1)
 
 
 def smallest(keys: torch.Tensor, count: int) -> torch.Tensor:

@@ -13,7 +13,6 @@ PRODUCT = tl.constexpr(0)
 WEIGHT = tl.constexpr(1)
 HASH = tl.constexpr(2)
 LARGEST_MAGNITUDE = tl.constexpr(c.LARGEST_MAGNITUDE)
-GAMMA, MIX_0, MIX_1 = tl.constexpr(c.GAMMA), tl.constexpr(c.MIX[0]), tl.constexpr(c.MIX[1])
 
 
 @triton.jit
@@ -36,15 +35,6 @@ def product_keys(p_inputs, o_m, o_n, rows, columns, rank, BLOCK_M: tl.constexpr,
 
 
 @triton.jit
-def hash_keys(b_flat, stream):
-    """The top half of SplitMix64's output at each flat index of a stream."""
-    b_z = stream.to(tl.uint64) + b_flat.to(tl.uint64) * GAMMA
-    b_z = (b_z ^ (b_z >> 30)) * MIX_0
-    b_z = (b_z ^ (b_z >> 27)) * MIX_1
-    return (b_z ^ (b_z >> 31)) >> 32
-
-
-@triton.jit
 def keys_of(p_inputs, o_m, o_n, b_flat, m_in, rows, columns, rank, stream, SOURCE: tl.constexpr,
             BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
     """Keys of a tile, as int64: 32 unsigned bits, compared with bounds of any size."""
@@ -54,5 +44,5 @@ def keys_of(p_inputs, o_m, o_n, b_flat, m_in, rows, columns, rank, stream, SOURC
         b_bits = tl.load(p_inputs[0] + b_flat, mask=m_in, other=0)
         b_keys = b_bits & (0x7FFF if b_bits.dtype == tl.int16 else 0x7FFFFFFF)
     else:
-        b_keys = hash_keys(b_flat, stream)
+        b_keys = num.splitmix64(stream, b_flat) >> 32
     return b_keys.to(tl.int64)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from .dispatch import kernels
+
 
 def orthonormalize(block: torch.Tensor, against: torch.Tensor | None = None, *, clean: bool = False) -> torch.Tensor:
     """Orthonormal rows, the first j spanning what the first j of ``block`` span; CholeskyQR2.
@@ -26,13 +28,19 @@ def orthonormalize(block: torch.Tensor, against: torch.Tensor | None = None, *, 
     # rows that nearly vanished when they were projected are mostly rounding, and point anywhere
     if against is not None and not clean and bool((scaled @ against.mT).abs().amax() > epsilon**0.5):
         scaled = unit(off(unit(off(scaled, against)), against))
+    # both as accurate as fp32 products, on tensor cores; the first computes one triangle, the second reads one
+    fast = kernels(block.device) if block.dtype == torch.float32 else None
     for _ in range(2):
-        factor, failed = torch.linalg.cholesky_ex(scaled @ scaled.mT)
+        factor, failed = torch.linalg.cholesky_ex(fast.gram(scaled) if fast else scaled @ scaled.mT)
         weakest = factor.diagonal(dim1=-2, dim2=-1).amin()
         # the Gram matrix is off by some eps, its root by sqrt(eps): what is smaller than that is noise
         if bool((failed != 0).any()) or not bool(weakest > 5 * epsilon**0.5):
             return replace_dependent(scaled, against)
-        scaled = torch.linalg.solve_triangular(factor, scaled, upper=False)
+        if fast:
+            eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+            scaled = fast.lower_product(torch.linalg.solve_triangular(factor, eye, upper=False), scaled)
+        else:
+            scaled = torch.linalg.solve_triangular(factor, scaled, upper=False)
     return scaled
 
 
@@ -58,6 +66,13 @@ def replace_dependent(block: torch.Tensor, against: torch.Tensor | None) -> torc
 def off(rows: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
     """Rows minus their projection onto orthonormal rows."""
     return rows - (rows @ basis.mT) @ basis
+
+
+def off_(rows: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+    """As :func:`off`, in place and without a block for the projection."""
+    flat, along = (x.reshape(-1, *x.shape[-2:]) for x in (rows, basis))
+    flat.baddbmm_(flat @ along.mT, along, alpha=-1)
+    return rows
 
 
 def spectral_norm(matrix: torch.Tensor) -> torch.Tensor:

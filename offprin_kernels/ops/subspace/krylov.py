@@ -24,7 +24,7 @@ class Lanczos:
 
     def __init__(self, operand: Operand, block: int, capacity: int, generator: torch.Generator) -> None:
         self.operand, self.block = operand, block
-        self.basis = operand.exact.new_empty((capacity, operand.short))
+        self.basis = torch.empty((capacity, operand.short), dtype=operand.precision, device=operand.weight.device)
         # of which only the lower triangle is ever written or read
         self.projected = self.basis.new_empty((capacity, capacity))
         self.next = orthonormalize(operand.backward(operand.random_rows(block, generator, long=True)))

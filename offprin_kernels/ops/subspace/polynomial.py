@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from .blocks import off, orthonormalize
+from .blocks import off, off_, orthonormalize
 from .operand import Operand
 from .ritz import Ritz, rayleigh_ritz, tilt
 
@@ -34,6 +34,14 @@ def filtered(operand: Operand, ritz: Ritz, residual: torch.Tensor, degree: int) 
     centre = half.to(residual.dtype)
     force = residual * values.to(residual.dtype)
     before, now, rho = torch.zeros_like(force), force / (centre * x), 1 / x
+    if operand.kernels is not None:
+        # one launch a step, which overwrites the block before last
+        before, now, force, x, centre = (t.contiguous() for t in (before, now, force, x, centre))
+        for _ in range(degree - 1):
+            image = off_(operand.rough_gram(now), ritz.right)
+            rho = operand.kernels.recurrence(image, now, force, before, x, rho, centre)
+            before, now = now, before
+        return now
     for _ in range(degree - 1):
         image = off(operand.rough_gram(now), ritz.right)
         q = 2 * x - rho
