@@ -137,6 +137,22 @@ void select_hash(int64_t stream, int64_t rows, int64_t columns, int64_t count, u
   cpu::select(keys, count, pointer<uint64_t>(words), isa, threads);
 }
 
+void masked_adamw(uintptr_t slots, uintptr_t hypers, uintptr_t cohorts, int64_t tensors, int32_t param_dtype,
+                  int32_t state_dtype, int32_t rounding, uintptr_t changes, int threads) {
+  const cpu::Isa isa = chosen();
+  const py::gil_scoped_release release;
+  MaskedAdamw job{};
+  job.slots = pointer<const int64_t>(slots);
+  job.hypers = pointer<const float>(hypers);
+  job.cohorts = pointer<const float>(cohorts);
+  job.tensors = tensors;
+  job.param_dtype = param_dtype;
+  job.state_dtype = state_dtype;
+  job.rounding = rounding;
+  job.changes = pointer<int64_t>(changes);
+  cpu::masked_adamw(job, isa, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
@@ -155,4 +171,5 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("select_product", select_product);
   module.def("select_weight", select_weight);
   module.def("select_hash", select_hash);
+  module.def("masked_adamw", masked_adamw);
 }

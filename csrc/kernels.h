@@ -55,6 +55,33 @@ struct UpdateScan {
   double* norms;                // [2, NORMS]; row 1 UNDEFINED where both sources are bf16 and not additive
 };
 
+// ---- masked_adamw: tables of 64-bit integers and of floats, see ops/masked_adamw/contract.py -------------------------
+
+namespace adamw {
+
+constexpr int64_t BLOCK = 1024;
+
+enum Rounding : int32_t { NEAREST = 0, STOCHASTIC = 1, KAHAN = 2, MASTER = 3 };
+
+enum Slot {
+  PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, EXTRA, MASK, PREFIX, COHORT, CHANGED, NUMEL, OFFSET, STREAM, HYPER, FIRST_COHORT,
+  SLOTS
+};
+enum Hyper { DECAY, LERP, NEAR_GRAD, BETA2, SQUARE, EPS, SIGN, SCALE, HYPERS };
+enum Cohort { STEP_SIZE, ROOT, COHORTS };
+
+}  // namespace adamw
+
+struct MaskedAdamw {
+  const int64_t* slots;  // [tensors, SLOTS]
+  const float* hypers;   // [*, HYPERS]
+  const float* cohorts;  // [*, COHORTS]
+  int64_t tensors;
+  int32_t param_dtype, state_dtype;  // BF16 or FP32
+  int32_t rounding;                  // of bf16 parameters
+  int64_t* changes;                  // [tensors]: visible changes
+};
+
 namespace cpu {
 
 // Instruction sets that the library carries: "generic", and on x86-64 "avx2" and "avx512".
@@ -105,6 +132,11 @@ struct SelectKeys {
 // Sets exactly `count` bits. Throws std::invalid_argument where a product or weight is NaN or infinite, and
 // std::runtime_error where the input changed between two passes over it.
 void select(const SelectKeys& keys, int64_t count, uint64_t* words, Isa isa, int threads);
+
+// ---- masked_adamw ---------------------------------------------------------------------------------------------------
+
+// Steps every tensor in place.
+void masked_adamw(const MaskedAdamw& job, Isa isa, int threads);
 
 }  // namespace cpu
 

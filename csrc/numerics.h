@@ -71,6 +71,8 @@ OFFPRIN_HD bool is_nan_code(uint32_t code) { return (code & MAGNITUDE) > INFINIT
 
 OFFPRIN_HD bool is_inf_code(uint32_t code) { return (code & MAGNITUDE) == INFINITY_CODE; }
 
+OFFPRIN_HD bool is_finite_code(uint32_t code) { return (code & MAGNITUDE) < INFINITY_CODE; }
+
 // On the ordered integer line neighbours differ by one, and +0 and -0 are both 0.
 OFFPRIN_HD int32_t ordered(uint32_t code) {
   const int32_t magnitude = static_cast<int32_t>(code & MAGNITUDE);
@@ -93,6 +95,45 @@ OFFPRIN_HD bool values_apart(float a, float b, float threshold, bool relative) {
   const float distance = float_of(bits_of(b - a) & 0x7FFFFFFF);
   const bool infinite = (bits_of(a_size) == 0x7F800000) | (bits_of(b_size) == 0x7F800000);
   return ((a != a) != (b != b)) | (distance > bound) | (infinite & (a != b) & (a == a) & (b == b));
+}
+
+// ---- fp32 masters kept as a bf16 weight and its low 16 bits -----------------------------------------------------------
+
+// To nearest, ties away from zero. NaN becomes the quiet NaN of its sign, whose low half is 0: any other could look like
+// a number.
+OFFPRIN_HD void split_master(float x, uint16_t& code, uint16_t& low) {
+  const uint32_t stored = bits_of(x);
+  const bool is_nan = (stored & 0x7FFFFFFF) > 0x7F800000;
+  const uint32_t bits = is_nan ? (stored & 0x80000000) | 0x7FC00000 : stored;
+  code = static_cast<uint16_t>((bits + 0x8000) >> 16);
+  low = static_cast<uint16_t>(bits);
+}
+
+// What split_master took apart, exactly (NaN: quieted).
+OFFPRIN_HD float join_master(uint32_t code, uint32_t low) { return float_of((code << 16) + low - ((low >> 15) << 16)); }
+
+// Up in magnitude with the discarded fraction's probability; noise: 0..65535. Inf stays, NaN is quieted; values beyond
+// the largest bf16 may become Inf, as when rounding to nearest.
+OFFPRIN_HD uint16_t round_stochastic(float x, uint32_t noise) {
+  const uint32_t bits = bits_of(x);
+  const uint32_t kept = (bits >> 16) | ((bits & 0x7FFFFFFF) > 0x7F800000 ? QUIET : 0);
+  return static_cast<uint16_t>((bits & 0x7F800000) == 0x7F800000 ? kept : (bits + noise) >> 16);
+}
+
+// Whether two bf16 codes are different values: +0 and -0 are one, and so are all NaN.
+OFFPRIN_HD bool visibly_differ(uint32_t a, uint32_t b) {
+  const bool both_zero = ((a | b) & MAGNITUDE) == 0;
+  return (a != b) & !both_zero & !(is_nan_code(a) & is_nan_code(b));
+}
+
+// ---- counter-based random bits ------------------------------------------------------------------------------------
+
+// The 64 bits at a place of the SplitMix64 stream that starts at state `stream`.
+OFFPRIN_HD uint64_t splitmix64(uint64_t stream, uint64_t index) {
+  uint64_t z = stream + index * 0x9E3779B97F4A7C15u;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+  return z ^ (z >> 31);
 }
 
 }  // namespace offprin

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
         stable_rank,
         update_energy,
     )
-    from .masks import low_magnitude_mask, principal_mask, random_mask, safe_mask
+    from .masks import low_magnitude_mask, principal_mask, random_mask, safe_mask, weight_masks
     from .ops.projection import project, project_out
     from .ops.subspace import TopK, topk_svd
     from .ops.update_scan import Output, Rule
+    from .optim import MaskedAdamW
     from .updates import Norms, UpdateScan, update_mask, update_scan, visible
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "BitMask",
     "Bounds",
     "Energy",
+    "MaskedAdamW",
     "Norms",
     "Output",
     "Rule",
@@ -59,6 +61,7 @@ __all__ = [
     "update_mask",
     "update_scan",
     "visible",
+    "weight_masks",
 ]
 
 # Loaded at first use, so that the command line is up, and can be interrupted, before PyTorch is.
@@ -79,10 +82,11 @@ HOMES = {
         "stable_rank",
         "update_energy",
     ),
-    "masks": ("low_magnitude_mask", "principal_mask", "random_mask", "safe_mask"),
+    "masks": ("low_magnitude_mask", "principal_mask", "random_mask", "safe_mask", "weight_masks"),
     "ops.projection": ("project", "project_out"),
     "ops.subspace": ("TopK", "topk_svd"),
     "ops.update_scan": ("Output", "Rule"),
+    "optim": ("MaskedAdamW",),
     "updates": ("Norms", "UpdateScan", "update_mask", "update_scan", "visible"),
 }
 

@@ -8,7 +8,8 @@ Source: arXiv 2511.08567, sections 4.2 and 5.1; principal weights as in LIFT, ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from numbers import Integral
@@ -17,10 +18,25 @@ from typing import Protocol, TypeAlias
 import torch
 
 from .bitmask import BitMask
+from .checkpoint import is_linear
 from .ops import lowrank_select
+from .ops.subspace import topk_svd
 from .packing import matrix_shape
 
-__all__ = ["Factors", "count_for", "low_magnitude_mask", "principal_mask", "random_mask", "safe_mask"]
+__all__ = [
+    "KINDS",
+    "Factors",
+    "count_for",
+    "low_magnitude_mask",
+    "mask_and_error",
+    "principal_mask",
+    "random_mask",
+    "safe_mask",
+    "weight_masks",
+]
+
+# what a mask of a whole model can be
+KINDS = ("principal", "non-principal", "low", "safe", "random")
 
 Share: TypeAlias = float | Fraction | Decimal
 
@@ -154,3 +170,74 @@ def random_mask(
     count = int(density_or_count) if given else count_for(density_or_count, m * n)
     words = lowrank_select.select_random(m, n, count, seed, device=device, backend=backend)
     return BitMask(words, shape, check=False)
+
+
+def mask_and_error(
+    weight: torch.Tensor, kind: str, alpha: Share, *, k: int = 128, seed: int = 0, tol_degrees: float = 0.05
+) -> tuple[BitMask, float]:
+    """One matrix' mask of a kind, and the certificate of its factors in degrees (0 where it needs none)."""
+    if kind == "random":
+        return random_mask(weight.shape, alpha, seed, device=weight.device), 0.0
+    if kind == "low" or not weight.numel():
+        return low_magnitude_mask(weight, alpha), 0.0
+    factors = topk_svd(weight, min(k, *weight.shape), tol_degrees=tol_degrees)
+    if kind == "safe":
+        return safe_mask(weight, factors, alpha), float(factors.error_degrees)
+    mask = principal_mask(factors, weight.shape, alpha)
+    return (~mask if kind == "non-principal" else mask), float(factors.error_degrees)
+
+
+def weight_masks(
+    weights: Mapping[str, torch.Tensor],
+    kind: str,
+    alpha: Share,
+    *,
+    k: int = 128,
+    seed: int = 0,
+    tol_degrees: float = 0.05,
+) -> dict[str, BitMask]:
+    """Masks of the linear layers of a model: of its state dict, or of ``dict(model.named_parameters())``.
+
+    Embeddings, norms, biases and the head get none. ``offprin mask`` does the same for a checkpoint on disk.
+
+    Args:
+        weights: by name; linear layers are 2-D, or 3-D with a matrix per expert, in bf16, fp16 or fp32.
+        kind: ``principal``, ``non-principal``, ``low``, ``safe`` or ``random``.
+        alpha: share of coordinates, in (0, 1], as in the functions for one matrix.
+        k: of the principal subspaces, at most the smaller size of a matrix.
+        seed: of random masks; every layer gets its own.
+        tol_degrees: to which principal subspaces are certified. Where one misses it, a warning says so.
+
+    Raises:
+        ValueError: an unknown kind, no linear layer, a weight with NaN or Inf (named), a bad alpha or k.
+
+    Source: arXiv 2511.08567, sections 4.2 and 5.1.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}; choose one of {', '.join(KINDS)}")
+    linear = {name: w.detach() for name, w in weights.items() if is_linear(name, tuple(w.shape))}
+    if not linear:
+        raise ValueError(f"none of the {len(weights)} weights is a linear layer; pass model.state_dict()")
+    found, missed = {}, []
+    for index, (name, weight) in enumerate(linear.items()):
+        try:
+            made = [
+                mask_and_error(matrix, kind, alpha, k=k, seed=seed + index + start, tol_degrees=tol_degrees)
+                for start, matrix in zip(range(0, 1 << 62, weight.shape[-2]), matrices(weight), strict=False)
+            ]
+        except ValueError as problem:
+            raise ValueError(f"{name}: {problem}") from None
+        words = torch.cat([mask.words for mask, _ in made])
+        found[name] = BitMask(words, weight.shape, check=False)
+        if max(error for _, error in made) > tol_degrees:
+            missed.append(name)
+    if missed:
+        warnings.warn(
+            f"principal subspaces of {', '.join(missed)} are certified to more than {tol_degrees} degrees", stacklevel=2
+        )
+    return found
+
+
+def matrices(weight: torch.Tensor) -> list[torch.Tensor]:
+    """The matrices of a linear layer: itself, or one per expert."""
+    return [weight] if weight.ndim == 2 else list(weight.reshape(-1, *weight.shape[-2:]))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from offprin_kernels import masks
+from offprin_kernels import masks, topk_svd
 
 
 def weight(shape=(60, 90), seed: int = 0) -> torch.Tensor:
@@ -107,3 +107,50 @@ def test_bad_input() -> None:
         masks.random_mask((2, 3), 7, 0)
     with pytest.raises(ValueError, match="alpha must"):
         masks.random_mask((2, 3), 1.5, 0)
+
+
+@pytest.mark.parametrize("kind", masks.KINDS)
+def test_masks_of_a_state_dict(kind) -> None:
+    """Linear layers get the mask of their kind, experts one by one; nothing else gets any."""
+    weights = {
+        "model.embed_tokens.weight": weight((50, 20)),
+        "model.layers.0.self_attn.q_proj.weight": weight((40, 20)),
+        "model.layers.0.self_attn.q_proj.bias": weight((40,)),
+        "model.layers.0.mlp.experts.gate_up_proj": weight((3, 20, 30)),
+        "model.norm.weight": weight((20,)),
+        "lm_head.weight": weight((50, 20)),
+    }
+    found = masks.weight_masks(weights, kind, 0.25, k=4)
+    assert set(found) == {n for n in weights if "q_proj.weight" in n or "experts" in n}
+    for name, mask in found.items():
+        w = weights[name]
+        assert mask.shape == w.shape
+        for index, matrix in enumerate([w] if w.ndim == 2 else w):
+            rows = matrix.shape[0]
+            part = mask[index * rows : (index + 1) * rows]
+            if kind == "random":
+                assert part.count() == masks.count_for(0.25, matrix.numel())
+                continue
+            factors = topk_svd(matrix, 4)
+            expected = {
+                "low": lambda m=matrix: masks.low_magnitude_mask(m, 0.25),
+                "safe": lambda m=matrix, f=factors: masks.safe_mask(m, f, 0.25),
+                "principal": lambda m=matrix, f=factors: masks.principal_mask(f, m.shape, 0.25),
+                "non-principal": lambda m=matrix, f=factors: ~masks.principal_mask(f, m.shape, 0.25),
+            }[kind]()
+            assert part == expected
+
+
+def test_a_state_dict_that_gives_no_masks() -> None:
+    linear = {"a.q_proj.weight": weight((8, 8))}
+    with pytest.raises(ValueError, match="choose one of principal"):
+        masks.weight_masks(linear, "best", 0.5)
+    with pytest.raises(ValueError, match="none of the 1 weights"):
+        masks.weight_masks({"norm.weight": weight((8,))}, "low", 0.5)
+    linear["a.q_proj.weight"][0, 0] = float("nan")
+    for kind in ("low", "principal"):
+        with pytest.raises(ValueError, match=r"a\.q_proj\.weight: .*NaN"):
+            masks.weight_masks(linear, kind, 0.5, k=2)
+    # no gap at k: no such subspace, and a warning says so
+    with pytest.warns(UserWarning, match="certified to more than"):
+        masks.weight_masks({"a.q_proj.weight": torch.eye(16)}, "principal", 0.5, k=4)

@@ -11,13 +11,12 @@ from pathlib import Path
 import torch
 
 from .. import masks, packing
-from ..bitmask import FORMAT, BitMask
+from ..bitmask import FORMAT
 from ..checkpoint import Checkpoint, is_linear
 from ..checkpoint.reader import TensorInfo
 from ..checkpoint.write import SafetensorsWriter
-from ..ops.subspace import topk_svd
 
-KINDS = ("principal", "non-principal", "low", "safe", "random")
+KINDS = masks.KINDS
 DTYPES = ("BF16", "F16", "F32")
 
 
@@ -116,7 +115,14 @@ def write_masks(
             for start in range(0, info.rows, max(1, rows)):
                 weight = checkpoint.read(info.name, start, start + rows).to(device)
                 try:
-                    mask, error = mask_of(weight, options, seed=options.seed + index + start)
+                    mask, error = masks.mask_and_error(
+                        weight,
+                        options.kind,
+                        options.alpha,
+                        k=options.k,
+                        seed=options.seed + index + start,
+                        tol_degrees=options.tol_degrees,
+                    )
                 except ValueError as problem:
                     raise ValueError(f"{checkpoint.path_of(info.name)}: tensor {info.name}: {problem}") from None
                 if error > options.tol_degrees:
@@ -130,18 +136,3 @@ def write_masks(
         writer.discard()
         raise
     return MaskReport(len(tensors), sum(info.rows * info.columns for info in tensors), inside, tuple(missed))
-
-
-def mask_of(weight: torch.Tensor, options: MaskOptions, seed: int) -> tuple[BitMask, float]:
-    """One matrix' mask, and the certificate of the factors it is made from (0 where it needs none)."""
-    if options.kind == "random":
-        return masks.random_mask(weight.shape, options.alpha, seed, device=weight.device), 0.0
-    if options.kind == "low" or not weight.numel():
-        return masks.low_magnitude_mask(weight, options.alpha), 0.0
-    factors = topk_svd(weight, min(options.k, *weight.shape), tol_degrees=options.tol_degrees)
-    if options.kind == "safe":
-        mask = masks.safe_mask(weight, factors, options.alpha)
-    else:
-        mask = masks.principal_mask(factors, weight.shape, options.alpha)
-        mask = ~mask if options.kind == "non-principal" else mask
-    return mask, float(factors.error_degrees)

@@ -75,6 +75,11 @@ class Compiled:
             return ".ftz" in self.text
         return number(r"\.amdhsa_float_denorm_mode_32\s+(\d+)", self.text) != 3
 
+    def stray_multiply_adds(self) -> int:
+        """In NVIDIA code that fuses two multiply-adds for every square root on purpose: how many there are beyond."""
+        fused, roots = (re.findall(pattern, self.text) for pattern in (r"\bfma\.rn\.f32(x2)?", r"\bsqrt\.rn\.f32"))
+        return sum(2 if pair else 1 for pair in fused) - 2 * len(roots)
+
     def fuses_multiply_add(self) -> bool:
         if self.cuda:
             return bool(re.search(r"\bfma\.r[nz]", self.text))

@@ -22,6 +22,8 @@ import triton.language as tl
 from offprin_kernels._launch import Launch
 from offprin_kernels.ops.lowrank_select import triton_kernel as select
 from offprin_kernels.ops.mask_algebra import triton_kernel as algebra
+from offprin_kernels.ops.masked_adamw import contract as adamw
+from offprin_kernels.ops.masked_adamw import triton_kernel as masked_adamw
 from offprin_kernels.ops.update_scan import contract as c
 from offprin_kernels.ops.update_scan import triton_kernel as update_scan
 
@@ -73,12 +75,21 @@ def mark(kind: str, columns: int, dtype: torch.dtype = FP32):
     return lambda arch: [select.plan_mark(source(kind, columns, dtype), mask(columns), counts(1), 5, 9, 70, arch)]
 
 
+def step(param, state, rounding: str, masked=False, cohorts=False, tracked=True, aligned=True):
+    kind = adamw.Kind(param, state, adamw.Rounding[rounding.upper()])
+    tables = masked_adamw.DeviceTables(counts(14), empty((8,), FP32), empty((2,), FP32), counts(1))
+    flags = {"masked": masked, "cohorts": cohorts, "tracked": tracked, "aligned": aligned}
+    return lambda arch: [masked_adamw.plan(kind, counts(64), tables, arch, **flags)]
+
+
 class Case(NamedTuple):
     launches: Callable[[str], list[Launch]]  # for an architecture
     cuda_registers: int  # budgets: what Triton 3.4 to 3.9 need, and some room
     hip_registers: int
     wide: str = "cuda hip"  # where loads (of unpack: stores) must have 16 bytes
     dots: bool = False  # multiplies and adds in one rounding on purpose: tl.dot
+    steps: bool = False  # AdamW, which fuses twice per square root; AMD divides and takes roots with more of them
+    least: tuple[int, int] = (1, 0)  # wide loads and stores
 
 
 CASES = {
@@ -94,7 +105,7 @@ CASES = {
     "scan everything, mixed": Case(scan((8192, 2000), FP16, FP32, EVERY_RULE, c.Output.all()), 255, 192, "cuda"),
     "pack": Case(lambda arch: [algebra.plan_pack(dense(), mask(), arch)], 64, 64),
     "pack, odd rows": Case(lambda arch: [algebra.plan_pack(dense(1001), mask(1001), arch)], 64, 64, ""),
-    "unpack": Case(lambda arch: [algebra.plan_unpack(mask(), dense(), arch)], 64, 64),
+    "unpack": Case(lambda arch: [algebra.plan_unpack(mask(), dense(), arch)], 64, 64, least=(0, 1)),
     "unpack, odd rows": Case(lambda arch: [algebra.plan_unpack(mask(1001), dense(1001), arch)], 64, 64, ""),
     "pairs of 5": Case(lambda arch: [algebra.plan_pairs([mask()] * 5, counts(5, 5), arch)], 96, 192),
     "pairs of 8": Case(lambda arch: [algebra.plan_pairs([mask()] * 8, counts(8, 8), arch)], 128, 224),
@@ -115,6 +126,15 @@ CASES = {
     "select mark, fp32": Case(mark("weight", 14336), 80, 96),
     "select histogram, hash": Case(histogram("hash", 14336), 80, 112, ""),
     "select mark, hash": Case(mark("hash", 14336), 80, 112, ""),
+    # parameter, gradient, two moments of two accesses each if fp32, and what the rounding keeps
+    "step nearest": Case(step(BF16, FP32, "nearest"), 144, 144, steps=True, least=(6, 5)),
+    "step stochastic": Case(step(BF16, FP32, "stochastic", cohorts=True), 176, 176, steps=True, least=(6, 5)),
+    "step kahan": Case(step(BF16, BF16, "kahan"), 176, 144, steps=True, least=(5, 4)),
+    "step master": Case(step(BF16, FP32, "master", tracked=False), 168, 160, steps=True, least=(7, 6)),
+    "step fp32": Case(step(FP32, FP32, "nearest"), 168, 128, steps=True, least=(8, 6)),
+    "step unaligned": Case(step(BF16, FP32, "nearest", aligned=False), 168, 144, "", steps=True),
+    "step masked, stochastic": Case(step(BF16, FP32, "stochastic", True, True), 104, 96, "", steps=True),
+    "step masked, kahan": Case(step(BF16, BF16, "kahan", True, True), 104, 96, "", steps=True),
 }
 
 
@@ -147,10 +167,12 @@ def test_kernel(name: str, target: str) -> None:
         assert kernel.registers <= (case.cuda_registers if arch == "cuda" else case.hip_registers)
         assert not aot.narrow_offsets(kernel.asm["ttir"])
         assert not kernel.flushes_subnormals()
-        assert kernel.fuses_multiply_add() == (case.dots and arch == "cuda")
+        assert kernel.fuses_multiply_add() == (case.steps or (case.dots and arch == "cuda"))
+        assert not (case.steps and arch == "cuda" and kernel.stray_multiply_adds())
     main = compiled(name, target)[0]
     if arch in case.wide.split():
-        assert (main.wide_stores() if name == "unpack" else main.wide_loads()) > 0
+        assert main.wide_loads() >= case.least[0]
+        assert main.wide_stores() >= case.least[1]
 
 
 # ---- the checks themselves ------------------------------------------------------------------------------------------

@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from offprin_kernels import packing
 from offprin_kernels.ops.lowrank_select import contract as lowrank_select
+from offprin_kernels.ops.masked_adamw import contract as masked_adamw
 from offprin_kernels.ops.update_scan import contract as c
 
 HEADER = Path(__file__).resolve().parents[2] / "csrc" / "kernels.h"
@@ -57,3 +59,14 @@ def test_sizes(header) -> None:
         assert constant(header, name) == getattr(c, name)
     assert [packing.row_bytes(n) for n in (0, 1, 64, 65, 128)] == [0, 8, 8, 16, 16]
     assert "(columns + 63) / 64 * 8" in header
+
+
+def test_masked_adamw(header) -> None:
+    assert constant(header, "BLOCK") == masked_adamw.BLOCK
+    assert enumerators(header, "Rounding") == {rounding.name: rounding.value for rounding in masked_adamw.Rounding}
+    for name in ("Slot", "Hyper", "Cohort"):
+        columns = getattr(masked_adamw, name)
+        expected = {column.name: column.value for column in columns}
+        assert enumerators(header, name) == {**expected, f"{name.upper()}S": len(columns)}, name
+    codes = enumerators(header, "Dtype")
+    assert {torch.bfloat16: codes["BF16"], torch.float32: codes["FP32"]} == masked_adamw.DTYPE_CODES

@@ -1,0 +1,1 @@
+"""MaskedAdamW in other people's trainers. Nothing here is imported unless asked for."""

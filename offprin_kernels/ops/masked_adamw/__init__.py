@@ -1,0 +1,245 @@
+"""``masked_adamw``: AdamW on the coordinates of a mask, many tensors to a launch, moments for those coordinates alone.
+
+The optimizer made of it is :class:`offprin_kernels.optim.MaskedAdamW`. Coordinates outside the mask keep their bits: no
+decay, no state. Arithmetic is fp32, with one rounding into the parameter; its order is that of ``torch.optim.AdamW``,
+and every backend gives the same bits.
+
+Source: Loshchilov and Hutter, arXiv 1711.05101; masks after arXiv 2511.08567, section 5.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ..._backend import choose
+from ...packing import zeros
+from .. import mask_algebra
+from .contract import BLOCK, DTYPE_CODES, EXTRA, Cohort, Hyper, Kind, Rounding, Slot, Tables, stream
+
+__all__ = ["BACKENDS", "Part", "Rounding", "Setting", "Stepper", "block_prefix", "padded_words"]
+
+BACKENDS = ("triton", "cpu", "reference")  # in order of preference
+
+
+class Setting(NamedTuple):
+    """What a group of tensors is stepped with."""
+
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    maximize: bool = False
+    scale: float = 1.0  # gradients are divided by it
+
+
+@dataclass
+class Part:
+    """One tensor, or one shard of it, and its state."""
+
+    param: torch.Tensor  # bf16 or fp32, any shape
+    exp_avg: torch.Tensor  # fp32 or bf16 [count]: one entry per coordinate in the mask, in flat order
+    exp_avg_sq: torch.Tensor  # like exp_avg
+    extra: torch.Tensor | None = None  # bf16 [count] (kahan), int16 [count] (master)
+    words: torch.Tensor | None = None  # uint8 [padded_words(numel)]: the mask, flat; None: every coordinate
+    prefix: torch.Tensor | None = None  # int64 [blocks + 1], see block_prefix; with words only
+    cohort: torch.Tensor | None = None  # uint8 [count]: which of the step counts is a coordinate's; None: the first
+    changed: torch.Tensor | None = None  # uint8 [8 * ceil(count / 64)]: or-ed with the visible changes, bit per entry
+    offset: int = 0  # flat index of the first coordinate in the whole parameter
+    ordinal: int = 0  # which parameter it is: keys the stochastic rounding
+
+    def __post_init__(self) -> None:
+        if self.param.dtype not in DTYPE_CODES or self.exp_avg.dtype not in DTYPE_CODES:
+            raise TypeError(
+                f"masked_adamw steps bfloat16 and float32 parameters with moments of these types, "
+                f"got {self.param.dtype} and {self.exp_avg.dtype}"
+            )
+        if (self.words is None) != (self.prefix is None):
+            raise ValueError("a mask goes with its prefix sums; make them with block_prefix")
+
+
+def padded_words(numel: int) -> int:
+    """Bytes of a flat mask: one bit per coordinate, whole blocks."""
+    return (numel + BLOCK - 1) // BLOCK * (BLOCK // 8)
+
+
+def block_prefix(words: torch.Tensor) -> torch.Tensor:
+    """How many set bits come before each block of a flat padded mask, and their total: int64 ``[blocks + 1]``."""
+    counts = mask_algebra.row_counts(words.view(-1, BLOCK // 8))
+    prefix = zeros((len(counts) + 1,), torch.int64, words.device)
+    torch.cumsum(counts, 0, out=prefix[1:])
+    return prefix
+
+
+class Stepper:
+    """Steps a fixed list of parts, again and again; keeps the tables of their addresses between steps."""
+
+    def __init__(self, parts: Sequence[Part], rounding: Rounding | str = "nearest", backend: str | None = None) -> None:
+        """Parts may differ in dtype and device; fp32 parameters are rounded to nearest whatever ``rounding`` says.
+
+        Raises BackendUnavailable for a forced backend that cannot run on a part's device.
+        """
+        rounding = Rounding[rounding.upper()] if isinstance(rounding, str) else rounding
+        self.parts = list(parts)
+        groups: dict[tuple[torch.device, Kind], list[int]] = {}
+        for index, part in enumerate(self.parts):
+            own = rounding if part.param.dtype == torch.bfloat16 else Rounding.NEAREST
+            if (EXTRA.get(own) is not None) != (part.extra is not None):
+                raise ValueError(f"rounding {own.name.lower()!r} and the extra state of part {index} do not fit")
+            kind = Kind(part.param.dtype, part.exp_avg.dtype, own)
+            groups.setdefault((part.param.device, kind), []).append(index)
+        self.launches = []
+        for (device, kind), members in groups.items():
+            chosen = choose(device, BACKENDS, backend)
+            self.launches.append(Launch(kind, device, members, [self.parts[i] for i in members], chosen))
+
+    def step(
+        self,
+        grads: Sequence[torch.Tensor | None],
+        settings: Sequence[Setting],
+        steps: Sequence[tuple[int, ...]],
+        *,
+        seed: int = 0,
+        track: bool = False,
+    ) -> list[tuple[list[int], torch.Tensor]]:
+        """One step of every part with a gradient, in place.
+
+        Args:
+            grads: a gradient per part, of its shape, dtype and device, or None to leave the part alone; not modified.
+            settings: per part.
+            steps: per part, for each of its cohorts, how many steps its coordinates have taken, this one included.
+            seed: of stochastic rounding, which also depends on the first cohort's steps.
+            track: count visible changes, and mark them in the parts' ``changed``.
+
+        Returns:
+            If tracked, per launch: indices of its parts, and their visible changes (int64, on the launch's device).
+            A change is visible where the value in bf16 differs: +0 and -0 are one value, and so are all NaN.
+
+        Raises:
+            ValueError: a gradient of another shape, dtype, layout or device than its part.
+        """
+        found = [launch.step(grads, settings, steps, seed, track) for launch in self.launches]
+        torch.autograd.graph.increment_version(
+            [part.param for part, grad in zip(self.parts, grads, strict=True) if grad is not None]
+        )
+        return [
+            (launch.members, counts) for launch, counts in zip(self.launches, found, strict=True) if counts is not None
+        ]
+
+
+class Launch:
+    """The parts of one kind on one device."""
+
+    def __init__(self, kind: Kind, device: torch.device, members: list[int], parts: list[Part], backend: str) -> None:
+        self.members, self.parts = members, parts
+        # contiguous twins of parameters that are not; stepped in their place and copied back
+        self.twins = {i: torch.empty_like(p.param, memory_format=torch.contiguous_format).detach()
+                      for i, p in enumerate(parts) if not p.param.is_contiguous()}  # fmt: skip
+        module = {"reference": ".reference", "cpu": ".native", "triton": ".triton_kernel"}[backend]
+        self.run = importlib.import_module(module, __package__).step
+        tensors = [
+            {
+                Slot.PARAM: self.twins.get(i, part.param.detach()),
+                Slot.EXP_AVG: part.exp_avg,
+                Slot.EXP_AVG_SQ: part.exp_avg_sq,
+                **{
+                    column: tensor
+                    for column, tensor in (
+                        (Slot.EXTRA, part.extra),
+                        (Slot.MASK, part.words),
+                        (Slot.PREFIX, part.prefix),
+                        (Slot.COHORT, part.cohort),
+                        (Slot.CHANGED, part.changed),
+                    )
+                    if tensor is not None
+                },
+            }
+            for i, part in enumerate(parts)
+        ]
+        self.table = np.zeros((len(parts), len(Slot)), dtype=np.int64)
+        for row, held in zip(self.table, tensors, strict=True):
+            for column, tensor in held.items():
+                row[column] = tensor.data_ptr()
+        self.numel = np.array([part.param.numel() for part in parts], dtype=np.int64)
+        self.table[:, Slot.OFFSET] = [part.offset for part in parts]
+        none = torch.empty(0)
+        self.tables = Tables(kind, device, torch.from_numpy(self.table), none, none, tensors)
+
+    def step(self, grads, settings, steps, seed: int, track: bool) -> torch.Tensor | None:
+        held: list[torch.Tensor | None] = []
+        for member, part in zip(self.members, self.parts, strict=True):
+            grad = grads[member]
+            if grad is not None:
+                if grad.shape != part.param.shape or grad.dtype != part.param.dtype or grad.device != part.param.device:
+                    raise ValueError(
+                        f"part {member} is {tuple(part.param.shape)} {part.param.dtype} on {part.param.device}, "
+                        f"its gradient {tuple(grad.shape)} {grad.dtype} on {grad.device}"
+                    )
+                grad = grad.detach() if grad.is_contiguous() else grad.detach().contiguous()
+            held.append(grad)
+        self.table[:, Slot.GRAD] = [0 if grad is None else grad.data_ptr() for grad in held]
+        self.table[:, Slot.NUMEL] = np.where([grad is None for grad in held], 0, self.numel)
+        for tensors, grad in zip(self.tables.tensors, held, strict=True):
+            if grad is None:
+                tensors.pop(Slot.GRAD, None)
+            else:
+                tensors[Slot.GRAD] = grad
+        self.describe([settings[i] for i in self.members], [steps[i] for i in self.members])
+        if self.tables.kind.rounding == Rounding.STOCHASTIC:
+            self.table[:, Slot.STREAM] = [
+                stream(seed, steps[i][0], part.ordinal) for i, part in zip(self.members, self.parts, strict=True)
+            ]
+        for index, twin in self.twins.items():
+            twin.copy_(self.parts[index].param.detach())
+        counts = self.run(self.tables, track)
+        for index, twin in self.twins.items():
+            self.parts[index].param.detach().copy_(twin)
+        return counts
+
+    def describe(self, settings: list[Setting], steps: list[tuple[int, ...]]) -> None:
+        """The rows of hypers and cohorts that the parts need, and which is whose."""
+        hypers: dict[Setting, int] = {}
+        cohorts: dict[tuple[Setting, tuple[int, ...]], int] = {}
+        hyper_rows: list[list[float]] = []
+        cohort_rows: list[list[float]] = []
+        rows = []
+        for setting, taken in zip(settings, steps, strict=True):
+            key = (setting, taken)
+            first = cohorts.get(key)
+            if first is None:
+                if setting not in hypers:
+                    hypers[setting] = len(hyper_rows)
+                    hyper_rows.append(hyper_row(setting))
+                first = cohorts[key] = len(cohort_rows)
+                cohort_rows.extend(cohort_row(setting, t) for t in taken)
+            rows.append((hypers[setting], first))
+        self.table[:, [Slot.HYPER, Slot.FIRST_COHORT]] = rows
+        self.tables.hypers = torch.tensor(hyper_rows, dtype=torch.float64).float()
+        self.tables.cohorts = torch.tensor(cohort_rows, dtype=torch.float64).float()
+
+
+def hyper_row(setting: Setting) -> list[float]:
+    row = [0.0] * len(Hyper)
+    toward = 1 - setting.beta1
+    row[Hyper.DECAY] = 1 - setting.lr * setting.weight_decay
+    row[Hyper.NEAR_GRAD] = float(abs(np.float32(toward)) >= 0.5)
+    row[Hyper.LERP] = float(np.float32(toward) - np.float32(1)) if row[Hyper.NEAR_GRAD] else toward
+    row[Hyper.BETA2] = setting.beta2
+    row[Hyper.SQUARE] = 1 - setting.beta2
+    row[Hyper.EPS] = setting.eps
+    row[Hyper.SIGN] = -1.0 if setting.maximize else 1.0
+    row[Hyper.SCALE] = setting.scale
+    return row
+
+
+def cohort_row(setting: Setting, steps: int) -> list[float]:
+    row = [0.0] * len(Cohort)
+    row[Cohort.STEP_SIZE] = setting.lr / (1 - setting.beta1**steps)
+    row[Cohort.ROOT] = (1 - setting.beta2**steps) ** 0.5
+    return row
