@@ -29,7 +29,7 @@ CUDA_ARCHS = "80;90;100"
 CXX_FLAGS = "-O3 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -pthread -Wall -Wextra"
 AVX2_FLAGS = "-mavx2 -mfma -mf16c -mbmi -mbmi2 -mpopcnt -mlzcnt"
 # GCC 12 takes its own _mm512_undefined_* helpers for uninitialised variables
-AVX512_SETS = ("f", "bw", "vl", "dq", "vbmi", "vpopcntdq", "bitalg")
+AVX512_SETS = ("f", "bw", "vl", "dq", "vbmi", "vbmi2", "vpopcntdq", "bitalg")
 AVX512_FLAGS = " ".join(f"-mavx512{name}" for name in AVX512_SETS) + (
     " -mprefer-vector-width=512 -Wno-uninitialized -Wno-maybe-uninitialized"
 )

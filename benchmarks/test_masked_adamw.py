@@ -64,7 +64,7 @@ def check(dtype: torch.dtype, kind: str, **options) -> None:
     optimizer, steps = ours(dtype, kind, **options), 3
     params = [p for group in optimizer.param_groups for p in group["params"]]
     before = params[0].detach().clone()
-    twin = torch.nn.Parameter(before.float())
+    twin = torch.nn.Parameter(before.float().clone())
     twin.grad = params[0].grad.float()
     peer = torch.optim.AdamW([twin], fused=True)
     for _ in range(steps):

@@ -5,5 +5,11 @@
 #include "simd_avx2.h"
 
 namespace offprin::cpu::avx2 {
+constexpr bool PICKS = false;
+template <typename P>
+void pick(const P* from, uint64_t word, P* to) = delete;
+template <typename P>
+void put(const P* from, uint64_t word, P* to) = delete;
+
 #include "adamw_kernel.inl"
 }  // namespace offprin::cpu::avx2

@@ -17,13 +17,22 @@ OFFPRIN_INLINE float visible(float x) {
   const uint32_t bits = bits_of(x);
   return float_of((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000);
 }
-OFFPRIN_INLINE float visible(uint16_t code) { return bf16_to_fp32(code); }
 
 // Whether a step changed the value in bf16 (see visibly_differ), given that it never turns NaN into a number.
-template <typename P>
-OFFPRIN_INLINE bool visibly_changed(P before, P after) {
-  const float a = widened(before), b = widened(after);
-  return ((visible(before) != visible(after)) | (b != b)) & (a == a);
+OFFPRIN_INLINE bool visibly_changed(float before, float after) {
+  return ((visible(before) != visible(after)) | (after != after)) & (before == before);
+}
+
+// The same for 64 codes, as bits.
+OFFPRIN_INLINE uint64_t visibly_changed(const uint16_t* before, const uint16_t* after) {
+  constexpr int GROUPS = 64 / LANES;
+  Flags same[GROUPS];
+#pragma GCC unroll 8
+  for (int g = 0; g < GROUPS; ++g) {
+    const Codes a = load(before + LANES * g), b = load(after + LANES * g), size = splat(MAGNITUDE);
+    same[g] = equal(a, b) | equal((a | b) & size, zero()) | at_least(a & size, splat(INFINITY_CODE + 1));
+  }
+  return ~word(same);
 }
 
 // A parameter in fp32, with what its rounding kept of it.
@@ -52,16 +61,16 @@ OFFPRIN_INLINE void closed(float w, const uint16_t* noise, P& param, uint16_t* e
 }
 
 // One step of n coordinates; every array has an entry for each of them. Those that ROUNDING does not need may be null.
-template <typename P, typename S, int ROUNDING, bool TRACKED>
+// Not SCALED, the gradient's scale is 1 or -1, and the division is a product: divisions bound the whole step.
+template <typename P, typename S, int ROUNDING, bool TRACKED, bool SCALED>
 __attribute__((noinline)) static void advance(int64_t n, const Factors& factors, P* __restrict param,
                                               const P* __restrict grad, S* __restrict exp_avg, S* __restrict exp_avg_sq,
                                               uint16_t* __restrict extra, const uint16_t* __restrict noise,
                                               const float* __restrict step_size, const float* __restrict root,
-                                              uint32_t* __restrict same) {
+                                              uint16_t* __restrict old, uint32_t* __restrict same) {
   const Factors f = factors;
   for (int64_t i = 0; i < n; ++i) {
-    // The division by one that it mostly is costs nothing beside the memory.
-    const float g = widened(grad[i]) / f.scale;
+    const float g = SCALED ? widened(grad[i]) / f.scale : widened(grad[i]) * f.scale;
     const float m = widened(exp_avg[i]), v = widened(exp_avg_sq[i]);
     const P before = param[i];
     float w = opened<ROUNDING>(before, extra, i) * f.decay;
@@ -71,7 +80,10 @@ __attribute__((noinline)) static void advance(int64_t n, const Factors& factors,
     narrow(new_m, exp_avg[i]);
     narrow(new_v, exp_avg_sq[i]);
     closed<ROUNDING>(w, noise, param[i], extra, i);
-    if constexpr (TRACKED) same[i] = !visibly_changed(before, param[i]);
+    if constexpr (TRACKED && sizeof(P) == 2)
+      old[i] = before;
+    else if constexpr (TRACKED)
+      same[i] = !visibly_changed(before, param[i]);
   }
 }
 
@@ -100,6 +112,17 @@ static void list_places(const uint64_t* words, int64_t count, uint32_t place, ui
   }
 }
 
+// how far pick may write beyond its end
+constexpr int64_t PICK_SLACK = 32;
+
+// From this many coordinates of a block on, reading all of it in order is faster than going to each: measured at 3.5 %
+// of fp32 and 2 % of bf16 parameters.
+template <typename P>
+constexpr int64_t DENSE = sizeof(P) == 4 ? 36 : 20;
+
+// how far ahead a block that is read in order is fetched
+constexpr int64_t AHEAD = 2 * BLOCK, LINE = 64;
+
 template <typename P, typename S, int ROUNDING, bool TRACKED>
 class Walk {
  public:
@@ -123,8 +146,11 @@ class Walk {
       const int64_t entry = words != nullptr ? prefix[block] : place;
       const int64_t set = words != nullptr ? prefix[block + 1] - entry : n;
       if (set == 0) continue;
-      if (listed_ + set > BLOCK || set == n) flush();
-      if (set == n)
+      const bool dense = PICKS && ROUNDING != adamw::STOCHASTIC && set >= DENSE<P>;
+      if (listed_ + set > BLOCK || set == n || dense) flush();
+      if (dense && set != n)
+        sweep(words + place / 64, place, entry, set);
+      else if (set == n)
         stretch(column<P>(adamw::PARAM) + place, column<const P>(adamw::GRAD) + place, entry, n, nullptr, place);
       else
         list(words + place / 64, place, n, entry, set);
@@ -137,6 +163,28 @@ class Walk {
   template <typename T>
   T* column(int slot) const {
     return reinterpret_cast<T*>(slots_[slot]);
+  }
+
+  // Steps the set coordinates of a block that is read from end to end.
+  void sweep(const uint64_t* words, int64_t place, int64_t entry, int64_t set) {
+    if constexpr (PICKS) {
+      P* const param = column<P>(adamw::PARAM) + place;
+      const P* const grad = column<const P>(adamw::GRAD) + place;
+      for (int64_t i = 0, at = 0; at < set; ++i) {
+        for (int64_t j = 0; j < 64; j += LINE / static_cast<int64_t>(sizeof(P))) {
+          __builtin_prefetch(param + 64 * i + j + AHEAD, 1);
+          __builtin_prefetch(grad + 64 * i + j + AHEAD);
+        }
+        pick(param + 64 * i, words[i], param_ + at);
+        pick(grad + 64 * i, words[i], grad_ + at);
+        at += __builtin_popcountll(words[i]);
+      }
+      stretch(param_, grad_, entry, set, nullptr, place);
+      for (int64_t i = 0, at = 0; at < set; ++i) {
+        put(param_ + at, words[i], param + 64 * i);
+        at += __builtin_popcountll(words[i]);
+      }
+    }
   }
 
   // Notes the coordinates of one more block, and has memory fetch them meanwhile.
@@ -185,30 +233,38 @@ class Walk {
         for (int64_t i = 0; i < n; ++i) noise_[i] = splitmix64(stream, from + places[i]) >> 48;
     }
     constexpr bool HAS_EXTRA = ROUNDING == adamw::KAHAN || ROUNDING == adamw::MASTER;
-    advance<P, S, ROUNDING, TRACKED>(n, factors_, param, grad, column<S>(adamw::EXP_AVG) + entry,
-                                     column<S>(adamw::EXP_AVG_SQ) + entry,
-                                     HAS_EXTRA ? column<uint16_t>(adamw::EXTRA) + entry : nullptr, noise_, step_size_,
-                                     root_, same_);
-    if constexpr (TRACKED) note(entry, n);
+    const bool scaled = factors_.scale != 1 && factors_.scale != -1;
+    (scaled ? advance<P, S, ROUNDING, TRACKED, true> : advance<P, S, ROUNDING, TRACKED, false>)(
+        n, factors_, param, grad, column<S>(adamw::EXP_AVG) + entry, column<S>(adamw::EXP_AVG_SQ) + entry,
+        HAS_EXTRA ? column<uint16_t>(adamw::EXTRA) + entry : nullptr, noise_, step_size_, root_, old_, same_);
+    if constexpr (TRACKED) note(param, entry, n);
   }
 
-  // Counts the visible changes of entries, and marks them.
-  void note(int64_t entry, int64_t n) {
-    uint32_t same = 0;
-    for (int64_t i = 0; i < n; ++i) same += same_[i];
-    changes_ += n - same;
-    uint64_t* changed = column<uint64_t>(adamw::CHANGED);
-    if (changed == nullptr || same == n) return;
-    changed += entry / 64;
+  // Visible changes of 64 entries from i on, as bits.
+  uint64_t changes(const P* param, int64_t i, int64_t n) const {
+    if constexpr (sizeof(P) == 4) {
+      return up_to(same_ + i, 0) & lowest(n - i);
+    } else {
+      if (i + 64 <= n) return visibly_changed(old_ + i, param + i);
+      alignas(64) uint16_t rest[64];
+      for (int64_t j = 0; j < 64; ++j) rest[j] = i + j < n ? param[i + j] : 0;
+      return visibly_changed(old_ + i, rest) & lowest(n - i);
+    }
+  }
+
+  // Counts the visible changes of n entries, and marks them.
+  void note(const P* param, int64_t entry, int64_t n) {
+    uint64_t* const changed = column<uint64_t>(adamw::CHANGED);
     const int shift = static_cast<int>(entry % 64);
     uint64_t carry = 0;
     for (int64_t i = 0; i < n; i += 64) {
-      const uint64_t word = up_to(same_ + i, 0) & lowest(n - i);
-      const bool shared = i == 0 || i + 64 > n + shift;
-      mark(changed + i / 64, word << shift | carry, shared);
+      const uint64_t word = changes(param, i, n);
+      changes_ += __builtin_popcountll(word);
+      if (changed == nullptr) continue;
+      mark(changed + entry / 64 + i / 64, word << shift | carry, i == 0 || i + 64 > n + shift);
       carry = shift != 0 ? word >> (64 - shift) : 0;
     }
-    mark(changed + (n + 63) / 64, carry, true);
+    if (carry != 0) mark(changed + entry / 64 + (n + 63) / 64, carry, true);
   }
 
   // Words at the ends may be shared with entries of other threads.
@@ -226,12 +282,13 @@ class Walk {
   const float* cohorts_;
   int64_t listed_ = 0, entry_ = 0, changes_ = 0;
   alignas(64) uint32_t places_[BLOCK + LIST_SLACK];
-  alignas(64) P param_[BLOCK];
-  alignas(64) P grad_[BLOCK];
+  alignas(64) P param_[BLOCK + PICK_SLACK];
+  alignas(64) P grad_[BLOCK + PICK_SLACK];
   alignas(64) float step_size_[BLOCK];
   alignas(64) float root_[BLOCK];
   alignas(64) uint16_t noise_[BLOCK];
-  alignas(64) uint32_t same_[BLOCK];
+  alignas(64) uint16_t old_[BLOCK];
+  alignas(64) uint32_t same_[sizeof(P) == 4 ? BLOCK : 1];
 };
 
 template <typename P, typename S, int ROUNDING>

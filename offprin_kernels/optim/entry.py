@@ -41,7 +41,7 @@ class Entry:
                 "coordinates and needs the first: shard that one, or use rounding='nearest', 'kahan' or 'master'"
             )
         self.state: dict[str, Any] = {}
-        self.steps: list[int] = []
+        self.steps: tuple[int, ...] = ()
         self.visible: torch.Tensor | None = None  # packed bits, one per entry
         self.seen: BitMask | None = None  # visible changes under earlier masks
         self.set_mask(mask)
@@ -76,7 +76,7 @@ class Entry:
         fill = [newest if name == "cohort" else 0 for name in names]
         moved = compact.transfer([state[name] for name in names], fill, old, self.words, self.numel, self.count)
         state.update(zip(names, moved, strict=True))
-        self.steps.append(0)
+        self.steps = (*self.steps, 0)
         if self.sharded:
             # every process keeps the same cohorts, whether it has members of them or not
             state["steps"] = torch.tensor(self.steps, dtype=torch.int64)
@@ -92,8 +92,10 @@ class Entry:
             number = self.state["cohort"]
             number[number == high] = low
             number[number > high] -= 1
-            self.steps[low] = self.steps[first]
-            del self.steps[high]
+            merged = list(self.steps)
+            merged[low] = merged[first]
+            del merged[high]
+            self.steps = tuple(merged)
         return len(self.steps)
 
     def tidy(self) -> None:
@@ -103,7 +105,7 @@ class Entry:
         if not any(present):
             present[0] = True
         rank = torch.tensor(present).cumsum(0) - 1
-        self.steps = [taken for taken, there in zip(self.steps, present, strict=True) if there]
+        self.steps = tuple(taken for taken, there in zip(self.steps, present, strict=True) if there)
         if len(self.steps) == 1:
             del self.state["cohort"]
         else:
@@ -115,7 +117,7 @@ class Entry:
     def start(self, state: dict[str, Any]) -> None:
         """Fill an optimizer's empty dict with state before the first step."""
         device = local_tensor(self.param).device
-        self.steps = [0]
+        self.steps = (0,)
         state["steps"] = torch.zeros(1, dtype=torch.int64)
         for name in ("exp_avg", "exp_avg_sq"):
             state[name] = torch.zeros(self.count, dtype=self.state_dtype, device=device)
@@ -140,6 +142,7 @@ class Entry:
             changed=self.visible,
             offset=self.place.offset if self.place.consecutive else 0,
             ordinal=self.ordinal,
+            name=self.name,
         )
 
     # ---- visible changes

@@ -54,6 +54,10 @@ def is_sharded(tensor: Any) -> bool:
 
 def local_tensor(tensor: Any) -> torch.Tensor:
     """What this process holds of it, sharing memory."""
+    # plain tensors first, for this is asked of each in every step
+    kind = type(tensor)
+    if kind is torch.nn.Parameter or kind is torch.Tensor:
+        return tensor
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 

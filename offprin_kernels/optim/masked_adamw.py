@@ -92,6 +92,7 @@ class MaskedAdamW(torch.optim.Optimizer):
         self.masks: Masks = None
         self._stepper: Stepper | None = None
         self._stepped: list[Entry] = []
+        self._addresses: list[int] = []
         self._visible: list[tuple[list[int], torch.Tensor]] = []
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
         super().__init__(params, defaults)
@@ -157,44 +158,40 @@ class MaskedAdamW(torch.optim.Optimizer):
         found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if found_inf is not None and float(found_inf):
             return loss
-        active, grads, settings = [], [], []
+        active: list[Entry] = []
+        grads, settings = [], []
         for group in self.param_groups:
-            setting = None
+            setting = setting_of(group, 1.0 if scale is None else float(scale))
             for param in group["params"]:
-                if param.grad is None:
-                    continue
-                setting = setting or setting_of(group, 1.0 if scale is None else float(scale))
-                active.append(self.entries[param])
-                grads.append(local_gradient(param, self.entries[param].name))
-                settings.append(setting)
+                grad = param.grad
+                if grad is not None:
+                    active.append(self.entries[param])
+                    grads.append(local_tensor(grad))
+                    settings.append(setting)
         for entry in active:
             if not entry.state:
                 entry.start(self.state[entry.param])
         if not active or (all(s.lr == 0 for s in settings) and not any(bool(grad.any()) for grad in grads)):
             return loss
-        self._prepare(active)
+        stepper = self._prepare(active)
+        following: dict[tuple[int, ...], tuple[int, ...]] = {}
         for entry in active:
-            entry.steps = [taken + 1 for taken in entry.steps]
+            if entry.steps not in following:
+                following[entry.steps] = tuple(taken + 1 for taken in entry.steps)
+        steps = [following[entry.steps] for entry in active]
+        self._visible = stepper.step(grads, settings, steps, seed=self.seed, track=self.track_visible)
+        for entry, taken in zip(active, steps, strict=True):
+            entry.steps = taken
         torch._foreach_add_([entry.state["steps"] for entry in active], 1)
-        assert self._stepper is not None
-        self._visible = self._stepper.step(
-            grads, settings, [tuple(entry.steps) for entry in active], seed=self.seed, track=self.track_visible
-        )
         return loss
 
-    def _prepare(self, active: list[Entry]) -> None:
+    def _prepare(self, active: list[Entry]) -> Stepper:
         """Tables of addresses, made anew where parameters, state or which of them have gradients changed."""
-        known = (
-            self._stepper is not None
-            and len(active) == len(self._stepped)
-            and all(
-                entry is before and local_tensor(entry.param).data_ptr() == part.param.data_ptr()
-                for entry, before, part in zip(active, self._stepped, self._stepper.parts, strict=True)
-            )
-        )
-        if not known:
+        addresses = [local_tensor(entry.param).data_ptr() for entry in active]
+        if self._stepper is None or active != self._stepped or addresses != self._addresses:
             self._stepper = Stepper([entry.part() for entry in active], self.rounding, self.backend)
-            self._stepped = active
+            self._stepped, self._addresses = active, addresses
+        return self._stepper
 
     # ---- visible changes
 
@@ -276,8 +273,8 @@ class MaskedAdamW(torch.optim.Optimizer):
             group.setdefault("maximize", False)
         for entry in self.entries.values():
             entry.state = self.state.get(entry.param, {})
-            entry.steps = entry.state["steps"].tolist() if entry.state else []
-        self._stepper, self._stepped, self._visible = None, [], []
+            entry.steps = tuple(entry.state["steps"].tolist()) if entry.state else ()
+        self._stepper, self._stepped, self._addresses, self._visible = None, [], [], []
 
 
 def refuse(**wanted: bool) -> None:
@@ -320,18 +317,6 @@ def setting_of(group: dict[str, Any], scale: float) -> Setting:
     return Setting(
         float(group["lr"]), float(beta1), float(beta2), group["eps"], group["weight_decay"], group["maximize"], scale
     )
-
-
-def local_gradient(param: torch.Tensor, name: str) -> torch.Tensor:
-    grad = param.grad
-    assert grad is not None
-    if grad.layout != torch.strided:
-        raise RuntimeError(f"the gradient of {name} has layout {grad.layout}; MaskedAdamW takes dense gradients")
-    if grad.dtype != param.dtype or grad.device != param.device:
-        raise ValueError(
-            f"{name} is {param.dtype} on {param.device}, its gradient {grad.dtype} on {grad.device}; make them alike"
-        )
-    return local_tensor(grad)
 
 
 def choose(masks: Masks, names: dict[torch.Tensor, str]) -> dict[torch.Tensor, tuple[str, BitMask | None]]:

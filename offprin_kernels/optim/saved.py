@@ -149,7 +149,7 @@ def load_adamw_state(optimizer: MaskedAdamW, state_dict: dict[str, Any]) -> None
         for name in ("exp_avg", "exp_avg_sq"):
             moments = state[name].to(entry.param.device, entry.state_dtype).reshape(-1)
             entry.state[name] = compact.gather(moments, entry.words)
-        entry.steps = [round(float(state["step"]))]
+        entry.steps = (round(float(state["step"])),)
         entry.state["steps"] = torch.tensor(entry.steps)
     optimizer._stepper = None
 

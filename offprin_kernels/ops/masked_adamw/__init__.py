@@ -53,6 +53,7 @@ class Part:
     changed: torch.Tensor | None = None  # uint8 [8 * ceil(count / 64)]: or-ed with the visible changes, bit per entry
     offset: int = 0  # flat index of the first coordinate in the whole parameter
     ordinal: int = 0  # which parameter it is: keys the stochastic rounding
+    name: str = ""  # what messages call it
 
     def __post_init__(self) -> None:
         if self.param.dtype not in DTYPE_CODES or self.exp_avg.dtype not in DTYPE_CODES:
@@ -122,12 +123,20 @@ class Stepper:
             A change is visible where the value in bf16 differs: +0 and -0 are one value, and so are all NaN.
 
         Raises:
-            ValueError: a gradient of another shape, dtype, layout or device than its part.
+            RuntimeError: a sparse gradient. ValueError: one of another shape, dtype or device than its part. Nothing
+                has been stepped then.
         """
+        stepped = []
+        for part, grad in zip(self.parts, grads, strict=True):
+            if grad is not None:
+                param = part.param
+                if grad.dtype != param.dtype or grad.shape != param.shape or grad.device != param.device:
+                    raise ValueError(misfit(part, grad))
+                if grad.layout != torch.strided:
+                    raise RuntimeError(f"the gradient of {called(part)} has layout {grad.layout}; it must be dense")
+                stepped.append(param)
         found = [launch.step(grads, settings, steps, seed, track) for launch in self.launches]
-        torch.autograd.graph.increment_version(
-            [part.param for part, grad in zip(self.parts, grads, strict=True) if grad is not None]
-        )
+        torch.autograd.graph.increment_version(stepped)
         return [
             (launch.members, counts) for launch, counts in zip(self.launches, found, strict=True) if counts is not None
         ]
@@ -172,24 +181,11 @@ class Launch:
         self.tables = Tables(kind, device, torch.from_numpy(self.table), none, none, tensors)
 
     def step(self, grads, settings, steps, seed: int, track: bool) -> torch.Tensor | None:
-        held: list[torch.Tensor | None] = []
-        for member, part in zip(self.members, self.parts, strict=True):
-            grad = grads[member]
-            if grad is not None:
-                if grad.shape != part.param.shape or grad.dtype != part.param.dtype or grad.device != part.param.device:
-                    raise ValueError(
-                        f"part {member} is {tuple(part.param.shape)} {part.param.dtype} on {part.param.device}, "
-                        f"its gradient {tuple(grad.shape)} {grad.dtype} on {grad.device}"
-                    )
-                grad = grad.detach() if grad.is_contiguous() else grad.detach().contiguous()
-            held.append(grad)
+        held = [grads[i] for i in self.members]
+        held = [grad if grad is None or grad.is_contiguous() else grad.contiguous() for grad in held]
+        self.tables.grads = held
         self.table[:, Slot.GRAD] = [0 if grad is None else grad.data_ptr() for grad in held]
         self.table[:, Slot.NUMEL] = np.where([grad is None for grad in held], 0, self.numel)
-        for tensors, grad in zip(self.tables.tensors, held, strict=True):
-            if grad is None:
-                tensors.pop(Slot.GRAD, None)
-            else:
-                tensors[Slot.GRAD] = grad
         self.describe([settings[i] for i in self.members], [steps[i] for i in self.members])
         if self.tables.kind.rounding == Rounding.STOCHASTIC:
             self.table[:, Slot.STREAM] = [
@@ -204,24 +200,37 @@ class Launch:
 
     def describe(self, settings: list[Setting], steps: list[tuple[int, ...]]) -> None:
         """The rows of hypers and cohorts that the parts need, and which is whose."""
-        hypers: dict[Setting, int] = {}
-        cohorts: dict[tuple[Setting, tuple[int, ...]], int] = {}
+        # by identity, which is quicker to look up than six numbers: equal settings may get several rows
+        hypers: dict[int, int] = {}
+        cohorts: dict[tuple[int, tuple[int, ...]], int] = {}
         hyper_rows: list[list[float]] = []
         cohort_rows: list[list[float]] = []
         rows = []
         for setting, taken in zip(settings, steps, strict=True):
-            key = (setting, taken)
+            key = (id(setting), taken)
             first = cohorts.get(key)
             if first is None:
-                if setting not in hypers:
-                    hypers[setting] = len(hyper_rows)
+                if key[0] not in hypers:
+                    hypers[key[0]] = len(hyper_rows)
                     hyper_rows.append(hyper_row(setting))
                 first = cohorts[key] = len(cohort_rows)
                 cohort_rows.extend(cohort_row(setting, t) for t in taken)
-            rows.append((hypers[setting], first))
+            rows.append((hypers[key[0]], first))
         self.table[:, [Slot.HYPER, Slot.FIRST_COHORT]] = rows
         self.tables.hypers = torch.tensor(hyper_rows, dtype=torch.float64).float()
         self.tables.cohorts = torch.tensor(cohort_rows, dtype=torch.float64).float()
+
+
+def called(part: Part) -> str:
+    return part.name or f"a {tuple(part.param.shape)} part"
+
+
+def misfit(part: Part, grad: torch.Tensor) -> str:
+    param = part.param
+    return (
+        f"{called(part)} is {tuple(param.shape)} {param.dtype} on {param.device}, its gradient {tuple(grad.shape)} "
+        f"{grad.dtype} on {grad.device}; make them alike"
+    )
 
 
 def hyper_row(setting: Setting) -> list[float]:

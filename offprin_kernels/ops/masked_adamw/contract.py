@@ -96,7 +96,8 @@ class Tables:
     slots: torch.Tensor  # int64 [tensors, len(Slot)]
     hypers: torch.Tensor  # fp32 [*, len(Hyper)]
     cohorts: torch.Tensor  # fp32 [*, len(Cohort)]
-    tensors: list[dict[Slot, torch.Tensor]]  # what the addresses belong to
+    tensors: list[dict[Slot, torch.Tensor]]  # what the addresses belong to, but for gradients
+    grads: list[torch.Tensor | None] = field(default_factory=list)  # of this step, contiguous
     cache: dict[str, object] = field(default_factory=dict)
 
 

@@ -17,15 +17,15 @@ from .contract import Cohort, Hyper, Kind, Rounding, Slot, Tables
 def step(tables: Tables, track: bool) -> torch.Tensor | None:
     """Steps every tensor in place; visible changes per tensor, int64 ``[tensors]``, if tracked."""
     counts = zeros((len(tables.tensors),), torch.int64, tables.device)
-    for index, (row, tensors) in enumerate(zip(tables.slots.tolist(), tables.tensors, strict=True)):
-        if row[Slot.NUMEL]:
-            counts[index] = step_one(tables, row, tensors)
+    for index, (row, tensors, grad) in enumerate(zip(tables.slots.tolist(), tables.tensors, tables.grads, strict=True)):
+        if grad is not None and row[Slot.NUMEL]:
+            counts[index] = step_one(tables, row, tensors, grad)
     return counts if track else None
 
 
-def step_one(tables: Tables, row: list[int], tensors: dict[Slot, torch.Tensor]) -> int:
+def step_one(tables: Tables, row: list[int], tensors: dict[Slot, torch.Tensor], gradient: torch.Tensor) -> int:
     kind = tables.kind
-    param, grad = tensors[Slot.PARAM].view(-1), tensors[Slot.GRAD].view(-1)
+    param, grad = tensors[Slot.PARAM].view(-1), gradient.view(-1)
     device = param.device
     at = coordinates(tensors.get(Slot.MASK), row[Slot.NUMEL], device)
     hyper = tables.hypers[row[Slot.HYPER]].to(device)
