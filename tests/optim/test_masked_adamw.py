@@ -457,4 +457,4 @@ def test_parameters_and_gradients_of_other_kinds() -> None:
         weight.grad = torch.ones(3, dtype=torch.bfloat16)
         with pytest.raises(ValueError, match=r"w is \(3,\) torch.float32 .*bfloat16"):
             optimizer.step()
-    assert not weight.any() and optimizer.state[weight]["steps"].tolist() == [0]
+        assert not weight.any() and optimizer.state[weight]["steps"].tolist() == [0]
