@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import json
 import re
-import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,25 +19,12 @@ from offprin_kernels._env import environment
 from offprin_kernels.ops import mask_algebra
 from offprin_kernels.ops.update_scan import Output, Rule, scan
 
+from .gpu_subspace import topk_rows
+from .gpu_timing import gemm_tflops, milliseconds
+from .gpu_training import masked_adamw_rows
 from .registry import SHAPES, pair_counts_traffic, update_scan_traffic
 
-ROUNDS = 20
 BITWISE = (Rule.parse("bitwise"),)
-
-
-def milliseconds(run: Callable[[int], object]) -> float:
-    """Median over rounds, by device events; `run` takes the round's number to rotate inputs."""
-    for turn in range(3):
-        run(turn)
-    times = []
-    for turn in range(ROUNDS):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run(turn)
-        stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop))
-    return statistics.median(times)
 
 
 def make_pair(shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,12 +37,12 @@ def make_pair(shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def ceilings() -> dict[str, float]:
-    """Copy and read bandwidth in GB/s on 4 GB."""
+    """Copy and read bandwidth in GB/s on 4 GB, and the rate of bf16 products."""
     source = torch.randint(0, 2**31 - 1, (1 << 30,), device="cuda", dtype=torch.int32)
     target = torch.empty_like(source)
     copy = 2 * source.nbytes / milliseconds(lambda _: target.copy_(source)) / 1e6
     read = source.nbytes / milliseconds(lambda _: source.view(torch.float32).amax()) / 1e6
-    return {"copy_gb_per_s": copy, "read_gb_per_s": read}
+    return {"copy_gb_per_s": copy, "read_gb_per_s": read, "bf16_gemm_tflops": gemm_tflops()}
 
 
 def check(base: torch.Tensor, after: torch.Tensor, backend: str, outputs: Output) -> None:
@@ -120,7 +106,13 @@ def main() -> None:
     torch.manual_seed(0)
     found = environment()
     roof = ceilings()
-    rows = update_scan_rows(roof["copy_gb_per_s"]) + mask_algebra_rows(roof["copy_gb_per_s"])
+    copy = roof["copy_gb_per_s"]
+    rows = [
+        *update_scan_rows(copy),
+        *mask_algebra_rows(copy),
+        *masked_adamw_rows(copy),
+        *topk_rows(roof["bf16_gemm_tflops"]),
+    ]
     for row in rows:
         print("  ".join(f"{key}={value:.3f}" if isinstance(value, float) else str(value) for key, value in row.items()))
     device = torch.cuda.get_device_name()

@@ -41,3 +41,16 @@ def update_scan_traffic(rows: int, columns: int, outputs: Output, itemsize: int 
 
 def pair_counts_traffic(rows: int, columns: int, masks: int) -> Traffic:
     return Traffic(masks * rows * packing.row_bytes(columns), 0)
+
+
+def masked_step_traffic(weights: int, share: float | None, itemsize: int, *, extra: int = 0, line: int = 32) -> Traffic:
+    """Bytes of a masked AdamW step with fp32 moments: whole sectors of parameters and gradients, compact state.
+
+    ``share`` of the weights, at random places, is in the mask; None is all of them, without mask bits. ``extra`` bytes
+    are kept per masked weight beside the moments. ``line``: bytes that memory moves at once.
+    """
+    masked = 1.0 if share is None else share
+    touched = 1.0 if share is None else 1 - (1 - share) ** (line // itemsize)
+    state = masked * (8 + extra)
+    read = touched * 2 * itemsize + state + (0 if share is None else 1 / 8)
+    return Traffic(round(weights * read), round(weights * (touched * itemsize + state)))
