@@ -146,12 +146,15 @@ class Walk {
       const int64_t entry = words != nullptr ? prefix[block] : place;
       const int64_t set = words != nullptr ? prefix[block + 1] - entry : n;
       if (set == 0) continue;
+      const bool striped = set == n || whole_words(words + place / 64, (n + 63) / 64, set);
       const bool dense = PICKS && ROUNDING != adamw::STOCHASTIC && set >= DENSE<P>;
-      if (listed_ + set > BLOCK || set == n || dense) flush();
-      if (dense && set != n)
-        sweep(words + place / 64, place, entry, set);
-      else if (set == n)
+      if (listed_ + set > BLOCK || striped || dense) flush();
+      if (set == n)
         stretch(column<P>(adamw::PARAM) + place, column<const P>(adamw::GRAD) + place, entry, n, nullptr, place);
+      else if (striped)
+        stripes(words + place / 64, place, entry, set);
+      else if (dense)
+        sweep(words + place / 64, place, entry, set);
       else
         list(words + place / 64, place, n, entry, set);
     }
@@ -163,6 +166,26 @@ class Walk {
   template <typename T>
   T* column(int slot) const {
     return reinterpret_cast<T*>(slots_[slot]);
+  }
+
+  // Whether every word of a block is all ones or all zeros, as masks of whole rows are.
+  static bool whole_words(const uint64_t* words, int64_t count, int64_t set) {
+    if (set % 64 != 0) return false;
+    for (int64_t i = 0; i < count; ++i)
+      if (words[i] + 1 > 1) return false;
+    return true;
+  }
+
+  // Steps the runs of whole words of a block where they lie.
+  void stripes(const uint64_t* words, int64_t place, int64_t entry, int64_t set) {
+    for (int64_t i = 0, end = entry + set; entry < end; ++i) {
+      const int64_t first = i;
+      while (entry + 64 * (i - first) < end && words[i] != 0) ++i;
+      const int64_t n = 64 * (i - first), at = place + 64 * first;
+      if (n == 0) continue;
+      stretch(column<P>(adamw::PARAM) + at, column<const P>(adamw::GRAD) + at, entry, n, nullptr, at);
+      entry += n;
+    }
   }
 
   // Steps the set coordinates of a block that is read from end to end.

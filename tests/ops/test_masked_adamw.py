@@ -45,6 +45,8 @@ def bits(numel: int, density: float | str | None, seed: int) -> torch.Tensor | N
         return None
     if density == "blocks":
         return (torch.arange(numel) // 700) % 3 == 1
+    if density == "words":
+        return (torch.arange(numel) // 128) % 3 == 1
     return torch.rand(numel, generator=generator(seed)) < density
 
 
@@ -137,7 +139,7 @@ def compare(backend: str, device, parts: list[Part], rounding: str, settings, st
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: "-".join(str(x).removeprefix("torch.") for x in k))
-@pytest.mark.parametrize("density", [None, 0.0, 0.02, 0.5, 1.0, "blocks"])
+@pytest.mark.parametrize("density", [None, 0.0, 0.02, 0.5, 1.0, "blocks", "words"])
 def test_bits_are_the_references(backend, device, kind, density) -> None:
     sizes = SIZES if not interpreting() else SIZES[::2]
     parts = [make(n, kind, bits(n, density, n), seed=i) for i, n in enumerate(sizes)]
@@ -214,16 +216,19 @@ def test_reference_is_pytorchs(betas, weight_decay) -> None:
 @pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="PyTorch fuses multiply-adds there only"
 )
-def test_reference_is_the_fused_kernel_bit_for_bit() -> None:
-    """Whole vectors of it: PyTorch steps the last few elements one by one, without fused multiply-adds."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reference_is_the_fused_kernel_bit_for_bit(dtype) -> None:
+    """Whole vectors of it, moments in the parameter's dtype as it has them. PyTorch steps the last few elements one by
+    one, without fused multiply-adds."""
+    size = 1 << 15
     for betas in ((0.9, 0.999), (0.3, 0.99)):
-        own = torch.randn(1 << 15, generator=generator(0))
+        own = torch.randn(size, generator=generator(0)).to(dtype)
         theirs = torch.nn.Parameter(own.clone())
-        part = Part(own, torch.zeros(len(own)), torch.zeros(len(own)))
+        part = Part(own, torch.zeros(size, dtype=dtype), torch.zeros(size, dtype=dtype))
         peer = torch.optim.AdamW([theirs], lr=1e-2, betas=betas, weight_decay=0.1, fused=True)
         stepper = Stepper([part], backend="reference")
         for step in range(1, 20):
-            theirs.grad = torch.randn(len(own), generator=generator(step))
+            theirs.grad = torch.randn(size, generator=generator(step)).to(dtype)
             stepper.step([theirs.grad], [Setting(1e-2, *betas, 1e-8, 0.1)], [(step,)])
             peer.step()
         same_bits(own, theirs.data, "param")
