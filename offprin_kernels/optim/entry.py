@@ -42,6 +42,7 @@ class Entry:
             )
         self.state: dict[str, Any] = {}
         self.steps: tuple[int, ...] = ()
+        self.words: torch.Tensor | None = None  # the local part of the mask, flat and padded; None: every coordinate
         self.visible: torch.Tensor | None = None  # packed bits, one per entry
         self.seen: BitMask | None = None  # visible changes under earlier masks
         self.set_mask(mask)
@@ -50,7 +51,7 @@ class Entry:
 
     def set_mask(self, mask: BitMask | None) -> None:
         """Take another mask, of the whole parameter; state of coordinates that stay is kept."""
-        old, had = getattr(self, "words", None), bool(self.state)
+        old, had = self.words, bool(self.state)
         self.digest = compact.digest(mask)
         device = local_tensor(self.param).device
         if self.visible is not None:
@@ -99,11 +100,13 @@ class Entry:
         return len(self.steps)
 
     def tidy(self) -> None:
-        """Drop cohorts that nobody is in; one cohort needs no numbers."""
+        """Drop cohorts that nobody is in; one cohort needs no numbers.
+
+        The first stays, empty or not: its steps are the parameter's own, which stochastic rounding is keyed on.
+        """
         number = self.state["cohort"]
         present = torch.bincount(number.to(torch.int64), minlength=len(self.steps)).gt(0).tolist()
-        if not any(present):
-            present[0] = True
+        present[0] = True
         rank = torch.tensor(present).cumsum(0) - 1
         self.steps = tuple(taken for taken, there in zip(self.steps, present, strict=True) if there)
         if len(self.steps) == 1:
@@ -115,8 +118,9 @@ class Entry:
     # ---- state
 
     def start(self, state: dict[str, Any]) -> None:
-        """Fill an optimizer's empty dict with state before the first step."""
+        """Make an optimizer's dict the state before the first step."""
         device = local_tensor(self.param).device
+        state.clear()
         self.steps = (0,)
         state["steps"] = torch.zeros(1, dtype=torch.int64)
         for name in ("exp_avg", "exp_avg_sq"):

@@ -31,8 +31,8 @@ class Held:
 class MaskedAdamW(torch.optim.Optimizer):
     """AdamW with decoupled weight decay, restricted to masks: other coordinates keep their bits and have no state.
 
-    With full masks and fp32 parameters, steps are those of ``torch.optim.AdamW``, bit for bit with its default
-    implementations on CPUs with fused multiply-adds (x86-64-v3 and later), within a unit in the last place elsewhere.
+    With full masks, and moments in the parameters' dtype, steps are those of ``torch.optim.AdamW(fused=True)``: bit for
+    bit on CPUs with AVX2 or AVX-512 but for the few elements that end its vectors, within rounding elsewhere.
 
     Args:
         params: parameters, groups of them, or ``model.named_parameters()``; bf16 or fp32, dense, DTensor included.
@@ -101,10 +101,15 @@ class MaskedAdamW(torch.optim.Optimizer):
     # ---- parameters and masks
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters; raises what the constructor does, and has added nothing then."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        check_group(group)
-        refuse(**{name: group.get(name, False) for name in ("amsgrad", "capturable", "differentiable")})
+        try:
+            check_group(group)
+            refuse(**{name: group.get(name, False) for name in ("amsgrad", "capturable", "differentiable")})
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
         if self.entries:
             # groups added later move as a whole, unless the masks are a function or name them
             self._enter(self.masks if callable(self.masks) else present(self.masks, self._names()))
@@ -155,6 +160,8 @@ class MaskedAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        # of the last step, which this one is about to be
+        self._visible = []
         found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if found_inf is not None and float(found_inf):
             return loss

@@ -77,6 +77,11 @@ def misfit(entry: Entry, state: dict[str, Any]) -> str | None:
         expected = KEPT[entry.rounding][1] if name not in ("exp_avg", "exp_avg_sq") else entry.state_dtype
         if tensor.dtype != expected:
             return f"{name} is {tensor.dtype}, the optimizer keeps {expected}; construct it with that state_dtype"
+    cohorts = int((torch.as_tensor(state["steps"]) >= 0).sum())
+    if cohorts > 1:
+        numbers = local_tensor(state["cohort"]) if "cohort" in state else torch.full((1,), cohorts)
+        if numbers.numel() and int(numbers.max()) >= cohorts:
+            return f"it counts the steps of {cohorts} cohorts, and its coordinates are in others; the file is damaged"
     extra = {name for name, _ in KEPT.values()} & state.keys() - set(tensor_names(entry))
     if extra:
         return f"it has {extra.pop()}, which rounding {entry.rounding.name.lower()!r} would lose; load it with its own"
@@ -104,9 +109,9 @@ def own_state(entry: Entry, state: dict[str, Any]) -> dict[str, Any]:
 def adamw_state(optimizer: MaskedAdamW) -> dict[str, Any]:
     """State dict for a ``torch.optim.AdamW`` over the same parameters: dense moments, zero outside the masks.
 
-    Coordinates of all cohorts get the oldest one's count of steps. Moments have the optimizer's ``state_dtype``; note
-    that loading casts them to the parameters' dtype. Masters and compensations are not part of it: see
-    ``master_weight``. Raises ValueError for sharded parameters.
+    Coordinates of all cohorts get the count of steps of the oldest that has any. Moments have the optimizer's
+    ``state_dtype``; note that loading casts them to the parameters' dtype. Masters and compensations are not part of
+    it: see ``master_weight``. Raises ValueError for sharded parameters.
     """
     found = optimizer.state_dict()
     for group in found["param_groups"]:
@@ -117,7 +122,8 @@ def adamw_state(optimizer: MaskedAdamW) -> dict[str, Any]:
         if entry.sharded:
             raise ValueError(f"{entry.name} is sharded; gather it with torch.distributed.checkpoint.state_dict first")
         if entry.state:
-            step = torch.tensor(float(max(entry.steps)))
+            members = entry.state["cohort"].unique().tolist() if "cohort" in entry.state else [0]
+            step = torch.tensor(float(max(entry.steps[i] for i in members)))
             state[index] = {"step": step, **{name: dense(entry, name) for name in ("exp_avg", "exp_avg_sq")}}
     found["state"] = state
     return found

@@ -303,7 +303,7 @@ def test_replaced_masks_keep_what_stays_and_start_what_arrives() -> None:
         assert torch.equal(p[stay.to_dense()], q[stay.to_dense()])
         assert torch.equal(p[arrive.to_dense()], r[arrive.to_dense()])
         state = optimizer.state[p]
-        if stay.count() and arrive.count():
+        if arrive.count():
             assert state["steps"].tolist() == [7, 3]
             assert torch.bincount(state["cohort"].int()).tolist() == [stay.count(), arrive.count()]
         else:
@@ -376,6 +376,16 @@ def test_visible_changes_are_those_of_a_comparison(dtype, rounding, masked) -> N
             optimizer.set_masks({name: mask(p.shape, 0.2, 9) for name, p in net.named_parameters()})
 
 
+def test_a_step_that_changes_nothing_has_no_visible_changes() -> None:
+    net = model(torch.bfloat16)
+    optimizer = MaskedAdamW(net.named_parameters(), lr=1e-2, track_visible=True)
+    train(net, optimizer, 1)
+    assert optimizer.visible_count() > 0
+    optimizer.zero_grad()
+    optimizer.step()
+    assert optimizer.visible_count() == 0
+
+
 def test_untracked_visible_changes_are_not_told() -> None:
     optimizer = MaskedAdamW(model().named_parameters())
     for ask in (optimizer.visible_count, optimizer.visible_fraction, optimizer.reset_visible):
@@ -395,6 +405,17 @@ def test_unsupported_options_are_refused_by_name(option) -> None:
     with pytest.raises(ValueError, match=option):
         MaskedAdamW([{"params": list(model().parameters()), option: True}])
     MaskedAdamW(model().parameters(), foreach=True, fused=True)
+
+
+def test_a_refused_group_is_not_added() -> None:
+    net = model()
+    optimizer = MaskedAdamW([("0.weight", net[0].weight)])
+    for group, error in (({"params": [("h", torch.zeros(3).half())]}, TypeError),
+                         ({"params": [("2.weight", net[2].weight)], "lr": -1.0}, ValueError)):  # fmt: skip
+        with pytest.raises(error):
+            optimizer.add_param_group(group)
+    assert len(optimizer.param_groups) == 1
+    train(net, optimizer, 1)
 
 
 @pytest.mark.parametrize(

@@ -136,3 +136,32 @@ def test_dense_state_that_does_not_fit() -> None:
     with pytest.raises(ValueError, match="1 parameters"):
         load_adamw_state(optimizer, torch.optim.AdamW([net[0].weight]).state_dict())
     assert not optimizer.state
+
+
+def test_dense_state_replaces_cohorts() -> None:
+    """Loaded into an optimizer whose masks were replaced, it leaves nothing of the cohorts behind."""
+    net = model()
+    optimizer = MaskedAdamW(net.named_parameters(), masks=masks_of(net))
+    train(net, optimizer, 2)
+    optimizer.set_masks({name: mask(p.shape, 0.4, 7) for name, p in net.named_parameters()})
+    assert "cohort" in optimizer.state[net[0].weight]
+    peer = torch.optim.AdamW(copy.deepcopy(net).parameters())
+    for p in peer.param_groups[0]["params"]:
+        p.grad = torch.ones_like(p)
+    peer.step()
+    load_adamw_state(optimizer, peer.state_dict())
+    state = optimizer.state[net[0].weight]
+    assert "cohort" not in state and state["steps"].tolist() == [1]
+    train(net, optimizer, 1)
+
+
+def test_damaged_cohorts_are_refused() -> None:
+    """Numbers of cohorts that have no count would lead outside the table of bias corrections."""
+    net = model()
+    optimizer = MaskedAdamW(net.named_parameters(), masks=masks_of(net))
+    train(net, optimizer, 2)
+    optimizer.set_masks({name: mask(p.shape, 0.4, 7) for name, p in net.named_parameters()})
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][0]["cohort"][0] = 9
+    with pytest.raises(ValueError, match=r"0\.weight: .*damaged"):
+        optimizer.load_state_dict(saved)
