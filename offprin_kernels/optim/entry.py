@@ -41,7 +41,6 @@ class Entry:
                 "coordinates and needs the first: shard that one, or use rounding='nearest', 'kahan' or 'master'"
             )
         self.state: dict[str, Any] = {}
-        self.steps: tuple[int, ...] = ()
         self.words: torch.Tensor | None = None  # the local part of the mask, flat and padded; None: every coordinate
         self.visible: torch.Tensor | None = None  # packed bits, one per entry
         self.seen: BitMask | None = None  # visible changes under earlier masks
@@ -78,10 +77,8 @@ class Entry:
         moved = compact.transfer([state[name] for name in names], fill, old, self.words, self.numel, self.count)
         state.update(zip(names, moved, strict=True))
         self.steps = (*self.steps, 0)
-        if self.sharded:
-            # every process keeps the same cohorts, whether it has members of them or not
-            state["steps"] = torch.tensor(self.steps, dtype=torch.int64)
-        else:
+        # every process keeps the same cohorts of a shared parameter, whether it has members of them or not
+        if not self.sharded:
             self.tidy()
         state["mask_digest"] = torch.tensor(self.digest)
 
@@ -113,25 +110,32 @@ class Entry:
             del self.state["cohort"]
         else:
             self.state["cohort"] = rank.to(number.device)[number.to(torch.int64)].to(torch.uint8)
-        self.state["steps"] = torch.tensor(self.steps, dtype=torch.int64)
 
     # ---- state
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """How many steps each cohort has taken."""
+        return tuple(self.state["steps"].tolist())
+
+    @steps.setter
+    def steps(self, taken: tuple[int, ...]) -> None:
+        self.state["steps"] = torch.tensor(taken, dtype=torch.int64)
 
     def start(self, state: dict[str, Any]) -> None:
         """Make an optimizer's dict the state before the first step."""
         device = local_tensor(self.param).device
         state.clear()
+        self.state = state
         self.steps = (0,)
-        state["steps"] = torch.zeros(1, dtype=torch.int64)
         for name in ("exp_avg", "exp_avg_sq"):
             state[name] = torch.zeros(self.count, dtype=self.state_dtype, device=device)
         if self.rounding in KEPT:
             name, dtype = KEPT[self.rounding]
             state[name] = torch.zeros(self.count, dtype=dtype, device=device)
         state["mask_digest"] = torch.tensor(self.digest)
-        self.state = state
 
-    def part(self) -> Part:
+    def part(self, group: int) -> Part:
         """What a step works on; to be made again when the mask, the state or the parameter's memory changed."""
         kept = KEPT.get(self.rounding)
         return Part(
@@ -146,6 +150,7 @@ class Entry:
             changed=self.visible,
             offset=self.place.offset if self.place.consecutive else 0,
             ordinal=self.ordinal,
+            group=group,
             name=self.name,
         )
 

@@ -91,8 +91,9 @@ class MaskedAdamW(torch.optim.Optimizer):
         self.entries: dict[torch.Tensor, Entry] = {}
         self.masks: Masks = None
         self._stepper: Stepper | None = None
-        self._stepped: list[Entry] = []
-        self._addresses: list[int] = []
+        self._prepared: tuple[list[int], list[int]] = [], []
+        self._taken: list[tuple[int, tuple[int, ...]]] = []  # param group and steps of every group of parts
+        self._clock = torch.zeros(0, dtype=torch.int64)  # steps of all cohorts of the parts
         self._visible: list[tuple[list[int], torch.Tensor]] = []
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
         super().__init__(params, defaults)
@@ -165,39 +166,40 @@ class MaskedAdamW(torch.optim.Optimizer):
         found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if found_inf is not None and float(found_inf):
             return loss
-        active: list[Entry] = []
-        grads, settings = [], []
-        for group in self.param_groups:
-            setting = setting_of(group, 1.0 if scale is None else float(scale))
-            for param in group["params"]:
-                grad = param.grad
-                if grad is not None:
-                    active.append(self.entries[param])
-                    grads.append(local_tensor(grad))
-                    settings.append(setting)
-        for entry in active:
-            if not entry.state:
-                entry.start(self.state[entry.param])
+        params = [param for group in self.param_groups for param in group["params"]]
+        found = [param.grad for param in params]
+        active = [i for i, grad in enumerate(found) if grad is not None]
+        grads = [grad if type(grad) is torch.Tensor else local_tensor(grad) for grad in found if grad is not None]
+        stepper = self._prepare(params, active)
+        groups = [setting_of(group, 1.0 if scale is None else float(scale)) for group in self.param_groups]
+        settings = [groups[index] for index, _ in self._taken]
         if not active or (all(s.lr == 0 for s in settings) and not any(bool(grad.any()) for grad in grads)):
             return loss
-        stepper = self._prepare(active)
-        following: dict[tuple[int, ...], tuple[int, ...]] = {}
-        for entry in active:
-            if entry.steps not in following:
-                following[entry.steps] = tuple(taken + 1 for taken in entry.steps)
-        steps = [following[entry.steps] for entry in active]
+        steps = [tuple(count + 1 for count in taken) for _, taken in self._taken]
         self._visible = stepper.step(grads, settings, steps, seed=self.seed, track=self.track_visible)
-        for entry, taken in zip(active, steps, strict=True):
-            entry.steps = taken
-        torch._foreach_add_([entry.state["steps"] for entry in active], 1)
+        self._taken = [(index, taken) for (index, _), taken in zip(self._taken, steps, strict=True)]
+        self._clock += 1
         return loss
 
-    def _prepare(self, active: list[Entry]) -> Stepper:
+    def _prepare(self, params: list[torch.Tensor], active: list[int]) -> Stepper:
         """Tables of addresses, made anew where parameters, state or which of them have gradients changed."""
-        addresses = [local_tensor(entry.param).data_ptr() for entry in active]
-        if self._stepper is None or active != self._stepped or addresses != self._addresses:
-            self._stepper = Stepper([entry.part() for entry in active], self.rounding, self.backend)
-            self._stepped, self._addresses = active, addresses
+        key = active, [(p if type(p) is torch.nn.Parameter else local_tensor(p)).data_ptr() for p in params]
+        if self._stepper is None or key != self._prepared:
+            owner = [index for index, group in enumerate(self.param_groups) for _ in group["params"]]
+            entries = [self.entries[params[i]] for i in active]
+            for entry in entries:
+                if not entry.state:
+                    entry.start(self.state[entry.param])
+            # parts that share a setting and have taken the same steps are described once
+            keys = [(owner[i], entry.steps) for i, entry in zip(active, entries, strict=True)]
+            self._taken = list(dict.fromkeys(keys))
+            group = {key: i for i, key in enumerate(self._taken)}
+            # one tensor counts for all: a step is then one addition
+            self._clock = torch.cat([torch.zeros(0, dtype=torch.int64), *(entry.state["steps"] for entry in entries)])
+            for entry, own in zip(entries, self._clock.split([len(taken) for _, taken in keys]), strict=True):
+                entry.state["steps"] = own
+            parts = [entry.part(group[key]) for entry, key in zip(entries, keys, strict=True)]
+            self._stepper, self._prepared = Stepper(parts, self.rounding, self.backend), key
         return self._stepper
 
     # ---- visible changes
@@ -280,8 +282,8 @@ class MaskedAdamW(torch.optim.Optimizer):
             group.setdefault("maximize", False)
         for entry in self.entries.values():
             entry.state = self.state.get(entry.param, {})
-            entry.steps = tuple(entry.state["steps"].tolist()) if entry.state else ()
-        self._stepper, self._stepped, self._addresses, self._visible = None, [], [], []
+        self._stepper, self._prepared, self._visible = None, ([], []), []
+        self._taken, self._clock = [], torch.zeros(0, dtype=torch.int64)
 
 
 def refuse(**wanted: bool) -> None:

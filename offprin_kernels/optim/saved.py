@@ -156,7 +156,6 @@ def load_adamw_state(optimizer: MaskedAdamW, state_dict: dict[str, Any]) -> None
             moments = state[name].to(entry.param.device, entry.state_dtype).reshape(-1)
             entry.state[name] = compact.gather(moments, entry.words)
         entry.steps = (round(float(state["step"])),)
-        entry.state["steps"] = torch.tensor(entry.steps)
     optimizer._stepper = None
 
 

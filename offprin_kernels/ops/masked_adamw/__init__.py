@@ -53,6 +53,7 @@ class Part:
     changed: torch.Tensor | None = None  # uint8 [8 * ceil(count / 64)]: or-ed with the visible changes, bit per entry
     offset: int = 0  # flat index of the first coordinate in the whole parameter
     ordinal: int = 0  # which parameter it is: keys the stochastic rounding
+    group: int = 0  # which of a step's settings and counts of steps are its own
     name: str = ""  # what messages call it
 
     def __post_init__(self) -> None:
@@ -95,6 +96,10 @@ class Stepper:
                 raise ValueError(f"rounding {own.name.lower()!r} and the extra state of part {index} do not fit")
             kind = Kind(part.param.dtype, part.exp_avg.dtype, own)
             groups.setdefault((part.param.device, kind), []).append(index)
+        # whole lists are compared with those of the gradients: quicker than tensor by tensor
+        self.dtypes = [part.param.dtype for part in self.parts]
+        self.shapes = [part.param.shape for part in self.parts]
+        self.devices = [part.param.device for part in self.parts]
         self.launches = []
         for (device, kind), members in groups.items():
             chosen = choose(device, BACKENDS, backend)
@@ -102,19 +107,19 @@ class Stepper:
 
     def step(
         self,
-        grads: Sequence[torch.Tensor | None],
+        grads: Sequence[torch.Tensor],
         settings: Sequence[Setting],
         steps: Sequence[tuple[int, ...]],
         *,
         seed: int = 0,
         track: bool = False,
     ) -> list[tuple[list[int], torch.Tensor]]:
-        """One step of every part with a gradient, in place.
+        """One step of every part, in place.
 
         Args:
-            grads: a gradient per part, of its shape, dtype and device, or None to leave the part alone; not modified.
-            settings: per part.
-            steps: per part, for each of its cohorts, how many steps its coordinates have taken, this one included.
+            grads: a gradient per part, of its shape, dtype and device; not modified.
+            settings: per group of parts.
+            steps: per group, for each cohort of its parts, how many steps its coordinates have taken, with this one.
             seed: of stochastic rounding, which also depends on the first cohort's steps.
             track: count visible changes, and mark them in the parts' ``changed``.
 
@@ -126,17 +131,18 @@ class Stepper:
             RuntimeError: a sparse gradient. ValueError: one of another shape, dtype or device than its part. Nothing
                 has been stepped then.
         """
-        stepped = []
-        for part, grad in zip(self.parts, grads, strict=True):
-            if grad is not None:
-                param = part.param
-                if grad.dtype != param.dtype or grad.shape != param.shape or grad.device != param.device:
-                    raise ValueError(misfit(part, grad))
-                if grad.layout != torch.strided:
-                    raise RuntimeError(f"the gradient of {called(part)} has layout {grad.layout}; it must be dense")
-                stepped.append(param)
-        found = [launch.step(grads, settings, steps, seed, track) for launch in self.launches]
-        torch.autograd.graph.increment_version(stepped)
+        if (
+            [grad.dtype for grad in grads] != self.dtypes
+            or [grad.shape for grad in grads] != self.shapes
+            or [grad.device for grad in grads] != self.devices
+            or any([grad.layout != torch.strided for grad in grads])  # noqa: C419  # lists are quicker
+        ):
+            refuse(self.parts, grads)
+        hypers = as_table([hyper_row(setting) for setting in settings])
+        cohorts = as_table([cohort_row(s, taken) for s, own in zip(settings, steps, strict=True) for taken in own])
+        first = np.cumsum([0, *map(len, steps)])
+        found = [launch.step(grads, hypers, cohorts, first, steps, seed, track) for launch in self.launches]
+        torch.autograd.graph.increment_version([part.param for part in self.parts])
         return [
             (launch.members, counts) for launch, counts in zip(self.launches, found, strict=True) if counts is not None
         ]
@@ -175,62 +181,50 @@ class Launch:
         for row, held in zip(self.table, tensors, strict=True):
             for column, tensor in held.items():
                 row[column] = tensor.data_ptr()
-        self.numel = np.array([part.param.numel() for part in parts], dtype=np.int64)
+        self.groups = np.array([part.group for part in parts])
+        self.table[:, Slot.HYPER] = self.groups
+        self.table[:, Slot.NUMEL] = [part.param.numel() for part in parts]
         self.table[:, Slot.OFFSET] = [part.offset for part in parts]
         none = torch.empty(0)
         self.tables = Tables(kind, device, torch.from_numpy(self.table), none, none, tensors)
 
-    def step(self, grads, settings, steps, seed: int, track: bool) -> torch.Tensor | None:
+    def step(self, grads, hypers, cohorts, first, steps, seed: int, track: bool) -> torch.Tensor | None:
         held = [grads[i] for i in self.members]
-        held = [grad if grad is None or grad.is_contiguous() else grad.contiguous() for grad in held]
-        self.tables.grads = held
-        self.table[:, Slot.GRAD] = [0 if grad is None else grad.data_ptr() for grad in held]
-        self.table[:, Slot.NUMEL] = np.where([grad is None for grad in held], 0, self.numel)
-        self.describe([settings[i] for i in self.members], [steps[i] for i in self.members])
-        if self.tables.kind.rounding == Rounding.STOCHASTIC:
-            self.table[:, Slot.STREAM] = [
-                stream(seed, steps[i][0], part.ordinal) for i, part in zip(self.members, self.parts, strict=True)
-            ]
+        held = [grad if grad.is_contiguous() else grad.contiguous() for grad in held]
+        tables = self.tables
+        tables.grads, tables.hypers, tables.cohorts = held, hypers, cohorts
+        self.table[:, Slot.GRAD] = [grad.data_ptr() for grad in held]
+        self.table[:, Slot.FIRST_COHORT] = first[self.groups]
+        if tables.kind.rounding == Rounding.STOCHASTIC:
+            self.table[:, Slot.STREAM] = [stream(seed, steps[part.group][0], part.ordinal) for part in self.parts]
         for index, twin in self.twins.items():
             twin.copy_(self.parts[index].param.detach())
-        counts = self.run(self.tables, track)
+        counts = self.run(tables, track)
         for index, twin in self.twins.items():
             self.parts[index].param.detach().copy_(twin)
         return counts
 
-    def describe(self, settings: list[Setting], steps: list[tuple[int, ...]]) -> None:
-        """The rows of hypers and cohorts that the parts need, and which is whose."""
-        # by identity, which is quicker to look up than six numbers: equal settings may get several rows
-        hypers: dict[int, int] = {}
-        cohorts: dict[tuple[int, tuple[int, ...]], int] = {}
-        hyper_rows: list[list[float]] = []
-        cohort_rows: list[list[float]] = []
-        rows = []
-        for setting, taken in zip(settings, steps, strict=True):
-            key = (id(setting), taken)
-            first = cohorts.get(key)
-            if first is None:
-                if key[0] not in hypers:
-                    hypers[key[0]] = len(hyper_rows)
-                    hyper_rows.append(hyper_row(setting))
-                first = cohorts[key] = len(cohort_rows)
-                cohort_rows.extend(cohort_row(setting, t) for t in taken)
-            rows.append((hypers[key[0]], first))
-        self.table[:, [Slot.HYPER, Slot.FIRST_COHORT]] = rows
-        self.tables.hypers = torch.tensor(hyper_rows, dtype=torch.float64).float()
-        self.tables.cohorts = torch.tensor(cohort_rows, dtype=torch.float64).float()
+
+def refuse(parts: Sequence[Part], grads: Sequence[torch.Tensor]) -> None:
+    """Raises for the first gradient that does not fit its part."""
+    for part, grad in zip(parts, grads, strict=True):
+        param = part.param
+        if grad.dtype != param.dtype or grad.shape != param.shape or grad.device != param.device:
+            raise ValueError(
+                f"{called(part)} is {tuple(param.shape)} {param.dtype} on {param.device}, its gradient "
+                f"{tuple(grad.shape)} {grad.dtype} on {grad.device}; make them alike"
+            )
+        if grad.layout != torch.strided:
+            raise RuntimeError(f"the gradient of {called(part)} has layout {grad.layout}; it must be dense")
 
 
 def called(part: Part) -> str:
     return part.name or f"a {tuple(part.param.shape)} part"
 
 
-def misfit(part: Part, grad: torch.Tensor) -> str:
-    param = part.param
-    return (
-        f"{called(part)} is {tuple(param.shape)} {param.dtype} on {param.device}, its gradient {tuple(grad.shape)} "
-        f"{grad.dtype} on {grad.device}; make them alike"
-    )
+def as_table(rows: list[list[float]]) -> torch.Tensor:
+    """fp32, each number rounded once."""
+    return torch.tensor(rows, dtype=torch.float64).float()
 
 
 def hyper_row(setting: Setting) -> list[float]:

@@ -40,7 +40,7 @@ EXTRA = {Rounding.KAHAN: torch.bfloat16, Rounding.MASTER: torch.int16}
 
 
 class Slot(IntEnum):
-    """Columns of ``slots``. An address of 0 means: none. A tensor without a gradient has NUMEL 0 for that step."""
+    """Columns of ``slots``. An address of 0 means: none."""
 
     PARAM = 0
     GRAD = 1
@@ -97,7 +97,7 @@ class Tables:
     hypers: torch.Tensor  # fp32 [*, len(Hyper)]
     cohorts: torch.Tensor  # fp32 [*, len(Cohort)]
     tensors: list[dict[Slot, torch.Tensor]]  # what the addresses belong to, but for gradients
-    grads: list[torch.Tensor | None] = field(default_factory=list)  # of this step, contiguous
+    grads: list[torch.Tensor] = field(default_factory=list)  # of this step, contiguous
     cache: dict[str, object] = field(default_factory=dict)
 
 
