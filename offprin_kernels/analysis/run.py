@@ -15,10 +15,10 @@ from .._backend import BackendUnavailable
 from .._env import versions
 from ..checkpoint.write import SafetensorsWriter
 from ..ops import mask_algebra, update_scan
+from ..output import strict
 from . import store as st
 from .masks import mask_writers
 from .measure import Progress, measure
-from .output import strict
 from .plan import Plan, Unit
 from .summary import summarize
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..checkpoint.write import atomic_write_bytes
-from .output import LOCK, OutputError, dump, lock, read_json
+from ..output import LOCK, OutputError, dump, lock, read_json
 from .plan import unfit
 from .schema import COLUMNS, arrow_schema, is_list, numpy_dtype
 

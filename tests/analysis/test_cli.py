@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from offprin_kernels import _env, cli
+from offprin_kernels.commands.common import pick_device
 
 from .checkpoints import offprin
 
@@ -56,7 +57,7 @@ def test_devices_that_cannot_analyze(pair, tmp_path, capsys, monkeypatch, device
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert f"--device {device}: " in refused(pair[2], tmp_path, capsys, "--device", device)
-    assert str(cli.pick_device("cuda:1")) == "cuda:1"
+    assert str(pick_device("cuda:1")) == "cuda:1"
 
 
 def test_env_tells_what_fails(capsys, monkeypatch) -> None:

@@ -127,7 +127,7 @@ def test_one_writer_at_a_time(pair, tmp_path, capsys) -> None:
     script = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from offprin_kernels.analysis.output import lock\n"
+        "from offprin_kernels.output import lock\n"
         "held = lock(Path(sys.argv[1]))\n"
         "print('held', flush=True)\n"
         "sys.stdin.read()\n"

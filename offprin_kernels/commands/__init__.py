@@ -1,0 +1,1 @@
+"""The commands of ``offprin``, one module each: ``add`` declares its options, ``run`` calls and prints."""

@@ -1,0 +1,75 @@
+"""What commands share: exit codes, the one sentence of an error, devices, rules, the progress bar."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..ops.update_scan import Rule
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+COMPLETE, BAD_INPUT, PARTIAL = 0, 2, 3
+
+
+def fail(sentence: str) -> int:
+    print(f"offprin: error: {sentence}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def interrupted(sentence: str) -> int:
+    exec("")  # or Python ends by SIGINT where the interrupt came inside an exec of text, as imports do many
+    print(f"offprin: interrupted; {sentence}", file=sys.stderr)
+    return PARTIAL
+
+
+def parse_rule(text: str) -> Rule:
+    """``name`` or ``name:threshold``."""
+    from ..ops.update_scan import Rule
+
+    name, _, threshold = text.partition(":")
+    try:
+        return Rule.parse(name, float(threshold) if threshold else None)
+    except ValueError as error:
+        raise ValueError(f"--also {text}: {error}") from None
+
+
+def pick_device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    found = re.fullmatch(r"cpu|cuda(?::(\d{1,9}))?", name, re.ASCII)
+    if not found:
+        raise ValueError(f"--device {name}: not a device to analyze on; use auto, cpu, cuda or cuda:N")
+    if name != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: this PyTorch sees no CUDA device; use --device cpu")
+    if found[1] and int(found[1]) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device {name}: the last of {torch.cuda.device_count()} is cuda:{torch.cuda.device_count() - 1}"
+        )
+    return torch.device(name)
+
+
+@contextlib.contextmanager
+def progress_bar(total: int, quiet: bool) -> Iterator[Callable[[int], None] | None]:
+    """Bytes of weights on stderr, with bytes per second; every ten seconds where stderr is no terminal."""
+    if quiet:
+        yield None
+        return
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        print("offprin: no progress bar without tqdm; pip install 'offprin-kernels[analysis]'", file=sys.stderr)
+        yield None
+        return
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    with tqdm(total=total, unit="B", unit_scale=True, desc="weights", file=sys.stderr, mininterval=interval) as bar:
+        yield bar.update
