@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..experiments.names import EXPERIMENTS
 from ..training.settings import STAGES
 from ..training.tasks import parse_mixture
 from .common import COMPLETE, fail
@@ -36,6 +38,21 @@ def add(commands: Commands) -> None:
         for field in fields(settings):
             add_setting(stage, field)
         stage.set_defaults(call=run_stage, stage=name)
+    experiment = stages.add_parser(
+        "experiment",
+        help="runs, analysis, table and figure after the paper's",
+        description="Carry out an experiment, or what is left of it: "
+        + "; ".join(f"{name}: {text}" for name, text in EXPERIMENTS.items()) + ".",
+    )  # fmt: skip
+    experiment.add_argument("name", metavar="NAME", choices=tuple(EXPERIMENTS), help=", ".join(EXPERIMENTS))
+    experiment.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="of runs and results; experiments in one DIR share runs"
+    )
+    experiment.add_argument("--base", default="", metavar="DIR", help="a checkpoint to tune instead of one made here")
+    experiment.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at once, a thread each (default: 2)")
+    experiment.add_argument("--quick", action="store_true", help="tiny runs: shows that it works, and nothing else")
+    experiment.add_argument("--quiet", action="store_true", help="no progress")
+    experiment.set_defaults(call=run_experiment)
 
 
 def add_setting(stage: argparse.ArgumentParser, field: Field) -> None:
@@ -56,9 +73,7 @@ def run_stage(arguments: argparse.Namespace) -> int:
         for field in fields(STAGES[arguments.stage])
         if getattr(arguments, field.name) is not None
     }
-    try:
-        import transformers  # noqa: F401
-    except ModuleNotFoundError:
+    if importlib.util.find_spec("transformers") is None:
         return fail("the reference loop builds on transformers; pip install 'offprin-kernels[hf]'")
     try:
         if "tasks" in given:
@@ -75,4 +90,23 @@ def run_stage(arguments: argparse.Namespace) -> int:
             f"{error.strerror or error} ({error.filename or arguments.out}); the same command goes on from there"
         )
     print(f"complete; the checkpoint is {final}, the log {arguments.out / 'log.jsonl'}")
+    return COMPLETE
+
+
+def run_experiment(arguments: argparse.Namespace) -> int:
+    for module, extra in (("transformers", "hf"), ("pyarrow", "analysis")):
+        if importlib.util.find_spec(module) is None:
+            return fail(f"experiments need {module}; pip install 'offprin-kernels[{extra}]'")
+    from .. import experiments
+    from ..experiments.lab import Lab
+
+    try:
+        lab = Lab(
+            arguments.out, quick=arguments.quick, workers=arguments.jobs, base=arguments.base, quiet=arguments.quiet
+        )
+        result = experiments.run(arguments.name, lab)
+    except ValueError as error:
+        return fail(str(error))
+    print(result.markdown())
+    print(f"complete; results in {arguments.out / arguments.name}")
     return COMPLETE

@@ -33,8 +33,8 @@ def attach(model: torch.nn.Module, kind: str, rank: int, alpha: float, seed: int
         raise ValueError(f"rank {rank} exceeds {smallest}, the smallest side of a linear layer")
     names = [name.removesuffix(".weight") for name in weights]
     torch.manual_seed(seed)
-    config = LoraConfig(r=rank, lora_alpha=alpha,  # type: ignore[arg-type] lora_dropout=0.0, target_modules=names)
-    adapted = get_peft_model(model, config)  # type: ignore[arg-type]
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names)  # type: ignore[arg-type]
+    adapted = get_peft_model(model, config)
     if kind == "pissa":
         for module in layers(adapted):
             principal_start(module)

@@ -55,9 +55,9 @@ def encode(texts: list[str]) -> list[list[int]]:
 
 
 def decode(ids: list[int]) -> str:
-    """Characters up to the end token."""
+    """Characters up to the end token; padding before it, which a model may choose like any token, is ``?``."""
     found = ids[: ids.index(END_ID)] if END_ID in ids else ids
-    return "".join(ALPHABET[i - 2] for i in found if i >= 2)
+    return "".join("?" if i == PAD_ID else ALPHABET[i - 2] for i in found)
 
 
 def save_checkpoint(model: torch.nn.Module, path: Path) -> None:

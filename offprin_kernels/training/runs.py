@@ -9,6 +9,7 @@ final/               the last one; where it is, the run is complete
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -133,8 +134,20 @@ class Run:
 
 
 def described(stage: str, settings: Common) -> dict[str, Any]:
-    """What tells one run from another, as JSON holds it."""
-    return {"stage": stage, **json.loads(json.dumps(asdict(settings), default=list))}
+    """What tells one run from another, as JSON holds it; the weights and masks it starts from by their contents."""
+    found = {"stage": stage, **json.loads(json.dumps(asdict(settings), default=list))}
+    for name in ("base", "masks"):
+        if found.get(name):
+            found[f"{name}_sha256"] = digest(Path(found[name]))
+    return found
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or of a directory's safetensors files."""
+    content = hashlib.sha256()
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        content.update(file.read_bytes())
+    return content.hexdigest()
 
 
 def read_log(root: str | Path) -> list[dict[str, Any]]:

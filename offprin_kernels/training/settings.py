@@ -38,7 +38,7 @@ class Common:
     threads: int = setting(2, "of the CPU; results depend on it in the last bits")
     device: str = setting("cpu", "cpu or cuda; on cuda weights are bf16 with exact masters")
     eval_every: int = setting(20, "steps between evaluations on held-out problems; the last step has one, too")
-    eval_problems: int = setting(256, "held-out problems, one sample at temperature 1 each")
+    eval_problems: int = setting(512, "held-out problems, one sample at temperature 1 each")
     save_every: int = setting(20, "steps between checkpoints, from which an interrupted run goes on")
     most: int = setting(88, "tokens of a completion at most")
 
@@ -109,7 +109,7 @@ class RLVR(Tune):
     """Reinforcement learning with verifiable rewards."""
 
     steps: int = setting(80, "rounds of sampling")
-    lr: float = setting(1e-4, "constant learning rate")
+    lr: float = setting(3e-5, "constant learning rate")
     objective: str = setting("dapo", "dapo or grpo")
     prompts: int = setting(32, "per step")
     samples: int = setting(8, "completions per prompt")
@@ -141,7 +141,7 @@ class SFT(Tune):
     """Supervised fine-tuning on worked solutions."""
 
     steps: int = setting(300, "optimizer steps at most")
-    lr: float = setting(1e-3, "constant learning rate")
+    lr: float = setting(3e-4, "constant learning rate")
     batch: int = setting(64, "solutions per step")
     eval_every: int = setting(5, "steps between evaluations; the last step has one, too")
     target: float = setting(0.0, "stop at the first evaluation with this accuracy; 0: go on to the end")

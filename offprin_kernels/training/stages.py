@@ -197,6 +197,8 @@ def rlvr(s: RLVR, model: torch.nn.Module, optimizer: MaskedAdamW) -> Callable[[i
             "seconds": clock[2] - clock[0],
             "optimizer_share": stepping / (clock[2] - clock[0]),
             **watched(model, base, old, sampled, optimizer, gates),
+            # nothing was stepped where all prompts were all right or all wrong
+            **({} if stepping else {"visible_last_step": 0.0}),
         }
 
     return step

@@ -1,0 +1,53 @@
+"""Checkpoints of the loop, compared by ``offprin analyze``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..analysis import plan as planning
+from ..analysis import run
+from ..checkpoint import Checkpoint
+from ..ops.update_scan import Rule
+from ..training.runs import read_log
+
+EVERYTHING = ("spectrum", "masks", "energy")
+
+
+def compare(
+    base: str | Path, tuned: Mapping[str, Path], out: Path, *, k: int, metrics: tuple[str, ...] = EVERYTHING,
+    save_masks: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Summary of an analysis (the content of ``summary.json``) of several runs; tables and masks lie in ``out``."""
+    options = planning.Options((Rule.parse("bitwise"),), save_masks=save_masks, metrics=metrics, k=k)
+    checkpoints = [Checkpoint.open(str(path)) for path in (base, *tuned.values())]
+    plan = planning.make_plan(checkpoints[0], checkpoints[1:], options, list(tuned))
+    command = ["offprin", "analyze", str(base), *map(str, tuned.values())]
+    return run.analyze(plan, out, command=command, device=torch.device("cpu"), overwrite=True).summary
+
+
+def accuracy(run_directory: Path) -> float:
+    """Held-out accuracy at the last evaluation."""
+    return [row["accuracy"] for row in read_log(run_directory) if "accuracy" in row][-1]
+
+
+def linear(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By run: what it did to linear layers, beside the nulls, in one flat row."""
+    found = {}
+    for totals, geometry in zip(summary["runs"], summary["geometry"], strict=True):
+        everything = geometry["all"]
+        row = {
+            "sparsity": totals["linear"]["sparsity"],
+            "relative_update": totals["linear"]["relative_update"],
+            **{key: everything.get(key) for key in (
+                "nss", "nss_isotropic", "left_degrees", "right_degrees", "resolution_degrees",
+                "energy_both", "energy_both_isotropic",
+            )},
+        }  # fmt: skip
+        for kind, overlap in everything["overlaps"].items():
+            row |= {f"{kind}_{key}": overlap[key] for key in ("overlap", "expected_exponent", "z_exponent", "density")}
+        found[totals["run"]] = row
+    return found

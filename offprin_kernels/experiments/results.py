@@ -1,0 +1,73 @@
+"""What an experiment leaves behind: ``table.md`` for people, ``rows.json`` for programs, ``figure.png`` for both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.write import atomic_write_bytes
+from ..output import dump, strict
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Result:
+    """Rows of one table, and how to draw them."""
+
+    title: str
+    rows: list[Row]
+    columns: dict[str, tuple[str, str]]  # key in a row -> heading, format specification
+    notes: Sequence[str] = ()
+    draw: Callable[[Any], None] | None = None  # takes a matplotlib figure
+    size: tuple[float, float] = (9.0, 4.0)  # inches
+    data: Row = field(default_factory=dict)  # what the figure shows beyond the rows
+
+    def markdown(self) -> str:
+        lines = [
+            f"### {self.title}",
+            "",
+            f"| {' | '.join(heading for heading, _ in self.columns.values())} |",
+            f"|{'---|' * len(self.columns)}",
+        ]
+        for row in self.rows:
+            lines.append(f"| {' | '.join(cell(row.get(key), form) for key, (_, form) in self.columns.items())} |")
+        return "\n".join([*lines, *(f"\n{note}" for note in self.notes)]) + "\n"
+
+    def write(self, folder: Path) -> None:
+        """Table, rows and figure; the figure needs matplotlib and is left out, with a word on it, without."""
+        atomic_write_bytes(folder / "rows.json", dump(strict({"rows": self.rows, **self.data})))
+        atomic_write_bytes(folder / "table.md", self.markdown().encode())
+        if self.draw is None:
+            return
+        try:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+        except ModuleNotFoundError:
+            print("no figure without matplotlib; pip install 'offprin-kernels[analysis]'")
+            return
+        figure = Figure(figsize=self.size, layout="constrained")
+        FigureCanvasAgg(figure)
+        self.draw(figure)
+        figure.savefig(folder / "figure.png", dpi=150)
+
+
+def cell(value: Any, form: str) -> str:
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else format(value, form)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and range, for tables over seeds."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    return f"{sum(known) / len(known):.3g} [{min(known):.3g}, {max(known):.3g}]"
+
+
+def read_rows(folder: Path) -> Row:
+    return json.loads((folder / "rows.json").read_text())
