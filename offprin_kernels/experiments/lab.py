@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,8 @@ class Lab:
     def __init__(
         self, root: str | Path, *, quick: bool = False, workers: int = 2, base: str = "", quiet: bool = True
     ) -> None:
+        if workers < 1:
+            raise ValueError(f"at least one run at a time is needed, got {workers}")
         self.root, self.quick, self.workers, self.quiet = Path(root), quick, workers, quiet
         self.profile = QUICK if quick else FULL
         self.given = base
@@ -89,15 +92,24 @@ class Lab:
                 Run(self.path(job), job.stage, job.settings).close()  # refuses a run of other settings
         left = [job for job in {job.name: job for job in jobs}.values() if not (self.path(job) / "final").exists()]
         began = time.monotonic()
+        for number, job in enumerate(self.finished(left), 1):
+            self.say(f"{job.name} ({number} of {len(left)}, {time.monotonic() - began:.0f} s)")
+        return [self.path(job) for job in jobs]
+
+    def finished(self, jobs: list[Job]) -> Iterator[Job]:
+        """The jobs as they end: in this process one after the other, or in several at once."""
+        if self.workers == 1 or len(jobs) < 2:
+            for job in jobs:
+                train(job.stage, job.settings, self.path(job))
+                yield job
+            return
         # fresh processes: threads of PyTorch do not survive a fork
         context = multiprocessing.get_context("spawn")
-        if left:
-            with ProcessPoolExecutor(min(self.workers, len(left)), mp_context=context) as pool:
-                waiting = {pool.submit(train, job.stage, job.settings, self.path(job)): job for job in left}
-                for number, future in enumerate(as_completed(waiting), 1):
-                    future.result()
-                    self.say(f"{waiting[future].name} ({number} of {len(left)}, {time.monotonic() - began:.0f} s)")
-        return [self.path(job) for job in jobs]
+        with ProcessPoolExecutor(min(self.workers, len(jobs)), mp_context=context) as pool:
+            waiting = {pool.submit(train, job.stage, job.settings, self.path(job)): job for job in jobs}
+            for future in as_completed(waiting):
+                future.result()
+                yield waiting[future]
 
     def log(self, path: Path) -> list[dict[str, Any]]:
         return read_log(path)

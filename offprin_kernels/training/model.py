@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from .settings import Size
 from .tasks import ALPHABET
@@ -90,7 +91,16 @@ def load_checkpoint(path: str | Path) -> torch.nn.Module:
     from transformers import AutoModelForCausalLM
 
     with no_progress_bars():
-        return AutoModelForCausalLM.from_pretrained(path).float()
+        try:
+            return AutoModelForCausalLM.from_pretrained(path).float()
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"the weights in {path} cannot be read ({str(error).splitlines()[0]})") from None
+
+
+def round_weights(model: torch.nn.Module) -> None:
+    """Weights in bf16; tables such as the rotary embedding's stay as exact as they are, as transformers keeps them."""
+    for param in model.parameters():
+        param.data = param.data.bfloat16()
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from ..checkpoint.write import atomic_write_bytes
-from ..output import OutputError, dump, lock, read_json, strict
+from ..output import LOCK, OutputError, dump, lock, read_json, strict
 from .adapters import merged
 from .model import save_checkpoint
 from .settings import Common
@@ -45,7 +45,28 @@ class Run:
 
     def __init__(self, root: str | Path, stage: str, settings: Common, *, quiet: bool = True) -> None:
         self.root, self.stage, self.settings, self.quiet = Path(root), stage, settings, quiet
-        wanted, path = described(stage, settings), self.root / "settings.json"
+        wanted = described(stage, settings)
+        self.check(wanted)
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.descriptor = lock(self.root)
+        try:
+            # once more: a process that was here until now may have made another run
+            self.check(wanted)
+            for unfinished in self.root.glob(".*.tmp"):
+                unfinished.unlink()
+            if not (self.root / "settings.json").exists():
+                atomic_write_bytes(self.root / "settings.json", dump(wanted))
+        except BaseException:
+            self.close()
+            raise
+        self.done = 0  # steps taken
+        self.stopped = False  # before the last step, because the target was met
+        self.started, self.first = time.monotonic(), 0
+        self.last: dict[str, Any] = {}
+
+    def check(self, wanted: dict[str, Any]) -> None:
+        """Raises OutputError where the directory holds something else."""
+        path = self.root / "settings.json"
         if path.exists():
             held = read_json(path, "choose another --out")
             different = sorted(key for key in {*held, *wanted} if held.get(key) != wanted.get(key))
@@ -53,16 +74,8 @@ class Run:
                 raise OutputError(
                     f"{self.root} holds another run, which differs in {', '.join(different)}; choose another --out"
                 )
-        elif self.root.exists() and (not self.root.is_dir() or any(p.name != ".lock" for p in self.root.iterdir())):
+        elif self.root.exists() and (not self.root.is_dir() or any(map(foreign, self.root.iterdir()))):
             raise OutputError(f"{self.root} exists and is no run of `offprin train`; choose another --out")
-        self.root.mkdir(parents=True, exist_ok=True)
-        self.descriptor = lock(self.root)
-        if not path.exists():
-            atomic_write_bytes(path, dump(wanted))
-        self.done = 0  # steps taken
-        self.stopped = False  # before the last step, because the target was met
-        self.started, self.first = time.monotonic(), 0
-        self.last: dict[str, Any] = {}
 
     @property
     def complete(self) -> bool:
@@ -131,6 +144,11 @@ class Run:
         print(f"\r{text}\x1b[K" if terminal else text, end="" if terminal else "\n", file=sys.stderr, flush=True)
         if terminal and (self.done == self.settings.steps or self.stopped):
             print(file=sys.stderr)
+
+
+def foreign(path: Path) -> bool:
+    """Whether a file is none of those that a run has before its settings; a kill may leave those half-written."""
+    return path.name != LOCK and not (path.name.startswith(".settings.json.") and path.suffix == ".tmp")
 
 
 def described(stage: str, settings: Common) -> dict[str, Any]:

@@ -45,6 +45,8 @@ class Common:
     def __post_init__(self) -> None:
         for name in ("steps", "threads", "eval_every", "eval_problems", "save_every", "most"):
             positive(self, name)
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"unknown device {self.device!r}; choose cpu or cuda")
         if not 0 <= self.lr < float("inf"):
             raise ValueError(f"lr must not be negative, got {self.lr}")
 

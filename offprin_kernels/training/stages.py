@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from ..bitmask import BitMask
 from ..optim import MaskedAdamW
 from . import adapters, objectives
 from .gates import Gates
-from .model import linear_weights, load_checkpoint, make_model, save_checkpoint
+from .model import linear_weights, load_checkpoint, make_model, round_weights, save_checkpoint
 from .rollout import Rollout, batch, sample
 from .runs import Run
 from .settings import RLVR, SFT, STAGES, Common, Pretrain, Tune
@@ -40,12 +41,12 @@ def train(stage: str, settings: Common, out: str | Path, *, quiet: bool = True) 
     torch.set_num_threads(settings.threads)
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("this PyTorch sees no CUDA device; use --device cpu")
-    start = prepared(settings)  # before the directory is made: a base that does not fit leaves nothing behind
+    # before the directory is made: a base that does not fit leaves nothing behind
+    model, optimizer = prepared(settings)
+    step = {"pretrain": pretrain, "rlvr": rlvr, "sft": sft}[stage](settings, model, optimizer)  # type: ignore[operator]
     run = Run(out, stage, settings, quiet=quiet)
     try:
         if not run.complete:
-            model, optimizer = start
-            step = {"pretrain": pretrain, "rlvr": rlvr, "sft": sft}[stage](settings, model, optimizer)  # type: ignore[operator]
             run.resume(model, optimizer)
             for number in run.steps():
                 row = step(number)
@@ -75,7 +76,9 @@ def prepared(settings: Common) -> tuple[torch.nn.Module, MaskedAdamW]:
                 param.requires_grad_(id(param) in chosen)
         if settings.adapter:
             model = adapters.attach(model, settings.adapter, settings.rank, settings.alpha, settings.seed)
-    model.to(settings.device, torch.float32 if settings.device == "cpu" else torch.bfloat16)
+    model.to(settings.device)
+    if settings.device != "cpu":
+        round_weights(model)
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     optimizer = MaskedAdamW(
         named, lr=settings.lr, weight_decay=0.0, masks=masks, track_visible=True, seed=settings.seed,
@@ -86,7 +89,10 @@ def prepared(settings: Common) -> tuple[torch.nn.Module, MaskedAdamW]:
 
 def masks_for(model: torch.nn.Module, path: str) -> dict[str, BitMask]:
     """The masks of the linear layers; those of other tensors are left aside. Raises ValueError where one is missing."""
-    found, weights = BitMask.load(path), linear_weights(model)
+    try:
+        found, weights = BitMask.load(path), linear_weights(model)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"masks {path} cannot be read ({error}); make them with `offprin mask`") from None
     wrong = [name for name, weight in weights.items() if name not in found or found[name].shape != weight.shape]
     if wrong:
         raise ValueError(

@@ -89,13 +89,17 @@ def parse_mixture(text: str) -> Mixture:
         family, colon, sizes = item.partition(":")
         if family not in FAMILIES:
             raise ValueError(f"unknown task {family!r}; choose from {', '.join(FAMILIES)}")
-        low, _, high = sizes.partition("-")
-        if colon and not (low.isdigit() and (high or low).isdigit() and 2 <= int(low) <= int(high or low) <= MAX_SIZE):
+        low, dash, high = sizes.partition("-")
+        last = high if dash else low
+        if colon and not (low.isdecimal() and last.isdecimal() and 2 <= int(low) <= int(last) <= MAX_SIZE):
             raise ValueError(f"{item!r}: sizes are digits, from 2 to {MAX_SIZE}, such as {family}:2-4")
-        mixture[family] = range(int(low), int(high or low) + 1) if colon else MIXTURE[family]
+        if family in mixture:
+            raise ValueError(f"task {family!r} is given twice; give all its sizes at once, such as {family}:2-4")
+        mixture[family] = range(int(low), int(last) + 1) if colon else MIXTURE[family]
     if not mixture:
         raise ValueError(f"no tasks given; choose from {', '.join(FAMILIES)}")
-    return mixture
+    # problems are drawn by place: the same tasks in another order would be another run with the same settings
+    return {family: mixture[family] for family in FAMILIES if family in mixture}
 
 
 def problems(count: int, key: str, mixture: Mixture = MIXTURE, *, held_out: bool = False) -> list[Problem]:
