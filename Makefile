@@ -1,4 +1,4 @@
-# make demo   the main job on models made on the spot; says where the results lie
+# make demo   trains a base, RLVR and SFT on the spot, compares them, says where the results lie
 # make test   style, types, every op on every backend that runs here
 # make bench  CPU benchmarks, as shares of ceilings measured in the same run
 # make gpu    on a CUDA machine, in the Python that has torch: GPU tests, then GPU benchmarks into benchmarks/results/
@@ -18,11 +18,15 @@ $(VENV)/installed: $(SOURCES)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
+TASKS := --tasks sort:3-5,reverse:3-5 --most 40
+
 demo: $(VENV)/installed
 	rm -rf demo-out
-	$(BIN)/python examples/demo_checkpoints.py demo-out/models
-	$(BIN)/offprin analyze demo-out/models/base demo-out/models/cautious-1 demo-out/models/cautious-2 \
-	    demo-out/models/bold --out demo-out/analysis --save-masks --metrics spectrum,masks,energy --k 16
+	$(BIN)/offprin train pretrain --out demo-out/base $(TASKS) --steps 160
+	$(BIN)/offprin train rlvr --base demo-out/base/final --out demo-out/rlvr $(TASKS) --steps 30
+	$(BIN)/offprin train sft --base demo-out/base/final --out demo-out/sft $(TASKS) --steps 60 --target 0.8
+	$(BIN)/offprin analyze demo-out/base/final demo-out/rlvr/final demo-out/sft/final --names rlvr sft \
+	    --out demo-out/analysis --save-masks --metrics spectrum,masks,energy --k 16
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .

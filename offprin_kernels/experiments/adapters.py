@@ -10,11 +10,11 @@ from .masked import mean
 from .results import Result
 
 KINDS = ("lora", "pissa")
-RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+RATES = (3e-4, 1e-3, 3e-3)
 
 
 def run(lab: Lab) -> Result:
-    rates, seeds = (RATES[2:], lab.seeds[:1]) if lab.quick else (RATES, lab.seeds[:2])
+    rates, seeds = (RATES[1:], lab.seeds[:1]) if lab.quick else (RATES, lab.seeds[:2])
     jobs = {
         (kind, rate, seed): lab.rlvr(f"rlvr-{kind}-lr{rate:g}", seed, adapter=kind, lr=rate)
         for kind in KINDS for rate in rates for seed in seeds

@@ -26,12 +26,14 @@ def run(lab: Lab) -> Result:
     ])  # fmt: skip
     out, base = lab.results("agreement"), lab.base()
     final = compare(base, ends(paths, "final"), out / "analysis", k=lab.k, metrics=("masks",), save_masks=True)
-    rows = by_kind(final, out / "analysis")
+    rows = by_kind(out / "analysis")
     growth = []
     for step in sorted(path.name for path in paths[0].glob("step-*") if path.suffix == ""):
-        summary = compare(base, ends(paths, step), out / "analysis-of-a-step", k=lab.k, metrics=("masks",))
-        growth.append({"step": int(step.removeprefix("step-")), **mean_of(summary["pairs"]),
-                       "sparsity": float(np.mean([r["linear"]["sparsity"] for r in summary["runs"]]))})  # fmt: skip
+        folder = out / "analysis-of-a-step"
+        summary = compare(base, ends(paths, step), folder, k=lab.k, metrics=("masks",))
+        agreed = by_kind(folder)[-1]
+        sparsity = float(np.mean([run["linear"]["sparsity"] for run in summary["runs"]]))
+        growth.append({**agreed, "step": int(step.removeprefix("step-")), "sparsity": sparsity})
     consensus = final["consensus"]
     votes = {key: consensus[key] for key in ("coordinates", "expected_uniform", "expected_exponent")}
     return Result(
@@ -62,14 +64,8 @@ def ends(paths: list[Path], checkpoint: str) -> dict[str, Path]:
     return {path.name: path / checkpoint for path in paths}
 
 
-def mean_of(pairs: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean over pairs of their means over tensors."""
-    found = [pair["mean_over_tensors"] for pair in pairs if pair["mean_over_tensors"]]
-    keys = ("jaccard", "jaccard_bernoulli", "jaccard_exponent", "jaccard_margin")
-    return {key: float(np.mean([pair[key] for pair in found])) for key in keys}
-
-
-def by_kind(summary: dict[str, Any], analysis: Path) -> list[dict[str, Any]]:
+def by_kind(analysis: Path) -> list[dict[str, Any]]:
+    """Means over pairs of runs and the layers of a kind, and over all linear layers, last."""
     import pyarrow.parquet as pq
 
     pairs = [row for row in pq.read_table(analysis / "pairs.parquet").to_pylist() if row["linear"] and row["union"]]
