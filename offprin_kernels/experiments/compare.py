@@ -12,7 +12,13 @@ from ..analysis import plan as planning
 from ..analysis import run
 from ..checkpoint import Checkpoint
 from ..ops.update_scan import Rule
+from ..training import objectives
+from ..training.model import load_checkpoint
+from ..training.rollout import sample
 from ..training.runs import read_log
+from ..training.settings import Common
+from ..training.stages import generator
+from ..training.tasks import problems
 
 EVERYTHING = ("spectrum", "masks", "energy")
 
@@ -32,6 +38,16 @@ def compare(
 def accuracy(run_directory: Path) -> float:
     """Held-out accuracy at the last evaluation."""
     return [row["accuracy"] for row in read_log(run_directory) if "accuracy" in row][-1]
+
+
+@torch.no_grad()
+def divergence_from(base: str | Path, tuned: Path, settings: Common) -> float:
+    """KL(tuned | base) in nats per token, on the tuned model's own answers to held-out problems."""
+    model, reference = load_checkpoint(tuned).eval(), load_checkpoint(base).eval()
+    asked = problems(256, "held-out", settings.tasks, held_out=True)
+    answers = sample(model, [p.prompt for p in asked], most=settings.most, generator=generator("divergence"))
+    new, old = (objectives.completion_logits(each, answers) for each in (model, reference))
+    return objectives.divergence(new, old, answers.completion)
 
 
 def linear(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:

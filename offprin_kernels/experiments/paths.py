@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..training.settings import RLVR
-from .compare import accuracy, compare, linear
+from .compare import accuracy, compare, divergence_from, linear
 from .lab import Lab
 from .results import Result
 
@@ -33,9 +33,11 @@ def run(lab: Lab) -> Result:
     for arm in ARMS:
         for seed in lab.seeds:
             path = lab.root / "runs" / f"{arm}-seed{seed}"
-            log = lab.log(path)
-            rows.append({"run": path.name, "arm": arm, "seed": seed, "accuracy": accuracy(path),
-                         "steps": log[-1]["step"], "kl_base": log[-1]["kl_base"], **found[path.name]})  # fmt: skip
+            rows.append({
+                "run": path.name, "arm": arm, "seed": seed, "accuracy": accuracy(path),
+                "steps": lab.log(path)[-1]["step"],
+                "kl": divergence_from(base, path / "final", lab.rlvr("rlvr", seed).settings), **found[path.name],
+            })  # fmt: skip
     return Result(
         "RLVR and SFT from one base, linear layers",
         rows,
@@ -43,7 +45,7 @@ def run(lab: Lab) -> Result:
             "run": ("run", ""),
             "accuracy": ("held-out accuracy", ".3f"),
             "steps": ("steps", "d"),
-            "kl_base": ("KL to base", ".4f"),
+            "kl": ("KL to base, own samples", ".4f"),
             "relative_update": ("‖D‖/‖W‖", ".2e"),
             "sparsity": ("sparsity, bf16", ".4f"),
             "nss": ("NSS", ".2e"),

@@ -71,6 +71,9 @@ def save_checkpoint(model: torch.nn.Module, path: Path) -> None:
     with no_progress_bars():
         copy.deepcopy(model).to(torch.bfloat16).save_pretrained(partial)  # type: ignore[operator]
     make_tokenizer().save_pretrained(partial)
+    for file in partial.iterdir():
+        with open(file, "rb") as opened:
+            os.fsync(opened.fileno())  # or a power cut could leave a directory of empty files under its final name
     os.replace(partial, path)
 
 

@@ -189,7 +189,8 @@ def rlvr(s: RLVR, model: torch.nn.Module, optimizer: MaskedAdamW) -> Callable[[i
         for prompts in torch.arange(s.prompts).chunk(s.minibatches):
             rows = (prompts[:, None] * s.samples + torch.arange(s.samples)).flatten()
             if s.objective == "dapo":
-                # prompts whose completions are all right, or all wrong, teach nothing: dynamic sampling
+                # prompts whose completions are all right, or all wrong, teach nothing: DAPO's dynamic sampling, except
+                # that no others are drawn in their place
                 rows = rows[advantage.flatten()[rows] != 0]
             if len(rows):
                 stepping += reinforce(s, model, base, optimizer, sampled, rows, advantage.flatten())
@@ -232,6 +233,7 @@ def reinforce(
                 reference = objectives.log_probs_of(objectives.completion_logits(base, part), part)
             loss = loss + s.kl_weight * objectives.penalty(new, reference, where, total)
         (loss if total else loss * len(chosen) / len(rows)).backward()
+    # over all coordinates, also those that a mask keeps in place: masked runs are clipped as dense ones are
     torch.nn.utils.clip_grad_norm_(optimizer.entries, 1.0)
     began = time.perf_counter()
     optimizer.step()
