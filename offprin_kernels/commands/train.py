@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..experiments.names import EXPERIMENTS
 from ..training.settings import STAGES
-from ..training.tasks import parse_mixture
+from ..training.tasks import MIXTURE, parse_mixture
 from .common import COMPLETE, fail
 
 if TYPE_CHECKING:
@@ -59,7 +59,14 @@ def add_setting(stage: argparse.ArgumentParser, field: Field) -> None:
     flag, text = f"--{field.name.replace('_', '-')}", field.metadata["help"]
     default = field.default
     if default is MISSING:
-        stage.add_argument(flag, metavar="TASKS", help=f"{text} (default: all of them)")
+        shown = ",".join(f"{family}:{sizes[0]}-{sizes[-1]}" for family, sizes in MIXTURE.items())
+        stage.add_argument(flag, metavar="TASKS", help=f"{text} (default: {shown})")
+    elif field.name == "base":
+        stage.add_argument(flag, metavar="DIR", help=f"{text} (needed)")
+    elif field.metadata["choices"]:
+        # refused by the settings, in one sentence
+        shown = f" (default: {default})" if default else ""
+        stage.add_argument(flag, metavar=f"{{{','.join(field.metadata['choices'])}}}", help=text + shown)
     elif isinstance(default, bool):
         stage.add_argument(flag, action="store_true", default=None, help=text)
     else:
@@ -107,6 +114,8 @@ def run_experiment(arguments: argparse.Namespace) -> int:
         result = experiments.run(arguments.name, lab)
     except ValueError as error:
         return fail(str(error))
+    except OSError as error:
+        return fail(f"{error.strerror or error} ({error.filename or arguments.out}); the same command goes on")
     print(result.markdown())
     print(f"complete; results in {arguments.out / arguments.name}")
     return COMPLETE

@@ -1,12 +1,14 @@
 """RLVR on a base whose heads were rotated or permuted in some layers (arXiv 2511.08567, Fig. 6, section 4.3).
 
-Two runs of other seeds are compared: both from the base; one from the base and one from its rotated or permuted twin.
-Where the geometry decides which weights change, agreement falls where it was changed, and only there. Controls: the
-permuted run's masks mapped back through the inverse; the rotated run's agreement beside its own null.
+Runs of different seeds are compared: both from the base; one from the base and one from its rotated or permuted twin.
+If where weights lie decides which of them change, agreement falls in the matrices that were touched, and only there.
+Controls: the permuted run's masks mapped back through the inverse; the null of the rotated weights' own exponents.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,69 +19,81 @@ from .. import intervene, nulls
 from ..bitmask import BitMask
 from ..checkpoint import Checkpoint
 from ..numerics import bf16_codes
-from ..training.model import linear_weights, load_checkpoint
 from ..updates import update_mask
+from .compare import base_weights
 from .lab import Lab
-from .results import Result
+from .results import Result, Row
 
 KINDS = ("rotate", "permute")
+TWIN_SEEDS = (3, 4)
 TOUCHED = {"rotate": ("v_proj", "o_proj"), "permute": ("q_proj", "k_proj", "v_proj", "o_proj")}
 
 
 def run(lab: Lab) -> Result:
     base = lab.base()
-    depth = 1 + max(int(name.split(".")[2]) for name in linear_weights(load_checkpoint(base)))
+    depth = 1 + max(int(name.split(".")[2]) for name in base_weights(base))
     layers = list(range(depth // 2, depth // 2 + max(1, depth // 4)))
     twins = {kind: twin(lab, kind, layers) for kind in KINDS}
-    seeds = lab.seeds[:2]
-    jobs = {("plain", seed): lab.rlvr("rlvr", seed) for seed in seeds}
-    for kind in KINDS:
-        jobs |= {(kind, seed): lab.rlvr(f"rlvr-{kind}", seed, base=str(twins[kind])) for seed in seeds}
+    jobs = {("plain", seed): lab.rlvr("rlvr", seed) for seed in lab.seeds}
+    # seeds that no plain run has; but one, to see that a permutation alone changes nothing
+    for kind, seed in (*((kind, seed) for kind in KINDS for seed in TWIN_SEEDS), ("permute", 0)):
+        jobs[kind, seed] = lab.rlvr(f"rlvr-{kind}", seed, base=str(twins[kind]))
     paths = dict(zip(jobs, lab.run(list(jobs.values())), strict=True))
-    weights = {"plain": tensors(base), **{kind: tensors(twins[kind]) for kind in KINDS}}
+    weights = {"plain": base_weights(base), **{kind: base_weights(twins[kind]) for kind in KINDS}}
     masks = {}
     for (arm, seed), path in paths.items():
-        after = tensors(path / "final")
+        after = base_weights(path / "final")
         masks[arm, seed] = {name: update_mask(weights[arm][name], after[name]) for name in after}
-    rows: list[dict[str, Any]] = []
-    for where in ("changed layers", "other layers"):
+    record = intervene.Intervention.load(twins["permute"])
+
+    def row(where: str, names: list[str], label: str, arm: str, pairs: Iterable[tuple[int, int]], undo=None) -> Row:
+        found = [pooled(names, weights["plain"], masks["plain", x], weights[arm], masks[arm, y], undo)
+                 for x, y in pairs]  # fmt: skip
+        excess = [f["excess"] for f in found]
+        return {"where": where, "pair": label, "matrices": len(names), "pairs": len(found),
+                **{key: float(np.mean([f[key] for f in found])) for key in found[0]},
+                "range": f"{min(excess):+.4f} to {max(excess):+.4f}"}  # fmt: skip
+
+    rows: list[Row] = []
+    plain, crossed = list(itertools.combinations(lab.seeds, 2)), list(itertools.product(lab.seeds, TWIN_SEEDS))
+    for place in ("touched", "untouched"):
         for kind in KINDS:
-            names = [name for name in masks["plain", seeds[0]]
-                     if (where == "changed layers") == touched(name, kind, layers)]  # fmt: skip
-            arms: list[tuple[str, str, intervene.Intervention | None]] = [
-                ("plain", "from the base, too", None), (kind, f"from the {kind}d twin", None)
-            ]  # fmt: skip
-            if kind == "permute" and where == "changed layers":
-                arms.append((kind, "from the permuted twin, mapped back", intervene.Intervention.load(twins[kind])))
-            for arm, label, undo in arms:
-                # either seed once from the base
-                found = [
-                    pooled(names, weights["plain"], masks["plain", x], weights[arm], masks[arm, y], undo)
-                    for x, y in (seeds, seeds[::-1])
-                ]
-                rows.append({"where": f"{where}, {kind}", "pair": label, "matrices": len(names),
-                             **{key: float(np.mean([f[key] for f in found])) for key in found[0]}})  # fmt: skip
+            names = [name for name in weights["plain"] if (place == "touched") == touched(name, kind, layers)]
+            where = f"{place} by {kind}"
+            rows.append(row(where, names, "from the base, too", "plain", plain))
+            rows.append(row(where, names, f"from the {kind}d twin", kind, crossed))
+            if kind == "permute" and place == "touched":
+                rows.append(row(where, names, "the same, mapped back", kind, crossed, record))
+                rows.append(row(where, names, "same seed, mapped back", kind, [(0, 0)], record))
     return Result(
         "Agreement of update masks with a run from a rotated or permuted base",
         rows,
         {
-            "where": ("where", ""),
+            "where": ("matrices", ""),
             "pair": ("second run", ""),
-            "matrices": ("matrices", "d"),
-            "jaccard": ("Jaccard", ".4f"),
+            "matrices": ("of them", "d"),
+            "pairs": ("pairs", "d"),
+            "jaccard": ("Jaccard, changed", ".4f"),
             "uniform": ("if uniform", ".4f"),
             "exponent": ("by exponent", ".4f"),
             "excess": ("excess over exponent", "+.4f"),
+            "range": ("over pairs", ""),
             "z": ("z", "+.1f"),
+            "kept": ("Jaccard, unchanged", ".4f"),
+            "kept_exponent": ("unchanged by exponent", ".4f"),
         },
         [
-            f"Changed: layers {layers[0]} to {layers[-1]} of {depth}; a rotation changes V and O there, a permutation "
-            "Q, K, V and O. Means over both orders of two seeds. The null by exponent takes each run's own base: "
-            "weights of the same pair of exponents, before and after the intervention, are exchangeable."
+            f"Interventions in layers {layers[0]} to {layers[-1]} of {depth}: a rotation touches V and O there, a "
+            "permutation Q, K, V and O. Means over pairs of runs of different seeds, one of them from the base. The "
+            "null by exponent takes each run's own base: weights of the same pair of exponents, before and after, are "
+            "exchangeable.",
+            "What the steps alone imply: AdamW treats coordinates alike, so it commutes with permutations (the row of "
+            "the same seed, mapped back, is a check of that) and agreement must return with the inverse. It does not "
+            "commute with rotations: where agreement falls there, the coordinates' basis and the optimizer's are one.",
         ],
         lambda figure: draw(figure, rows),
         size=(9, 4),
-    )  # fmt: skip
+    )
 
 
 def touched(name: str, kind: str, layers: list[int]) -> bool:
@@ -96,16 +110,12 @@ def twin(lab: Lab, kind: str, layers: list[int]) -> Path:
     return path
 
 
-def tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    return {name: weight.detach() for name, weight in linear_weights(load_checkpoint(path)).items()}
-
-
 def pooled(
     names: list[str], base_a: dict[str, torch.Tensor], masks_a: dict[str, BitMask], base_b: dict[str, torch.Tensor],
     masks_b: dict[str, BitMask], undo: intervene.Intervention | None,
 ) -> dict[str, float]:  # fmt: skip
     """Agreement over several matrices, beside its nulls; with ``undo``, b is mapped back to a's coordinates first."""
-    both = either = 0
+    both = either = total = 0
     uniform, exponent = [], []
     counts = [0, 0]
     for name in names:
@@ -114,6 +124,7 @@ def pooled(
             b, codes = intervene.invert_mask(b, name, undo), bf16_codes(base_a[name].bfloat16())
         x, y = a.to_dense().flatten(), b.to_dense().flatten()
         both, either = both + int((x & y).sum()), either + int((x | y).sum())
+        total += x.numel()
         counts = [counts[0] + int(x.sum()), counts[1] + int(y.sum())]
         uniform.append(nulls.stratified_intersection([x.numel()], [int(x.sum())], [int(y.sum())]))
         # strata: the weight's exponent in either base
@@ -123,14 +134,24 @@ def pooled(
     null = nulls.IntersectionNull(sum(n.mean for n in exponent), sum(n.variance for n in exponent))
     by_chance = nulls.IntersectionNull(sum(n.mean for n in uniform), sum(n.variance for n in uniform))
     jaccard, expected = both / either if either else 1.0, null.jaccard(*counts)
+
+    def kept(shared: float) -> float:
+        # unchanged in both, over unchanged in either
+        return (total - (sum(counts) - shared)) / (total - shared) if total > shared else 1.0
+
     return {"jaccard": jaccard, "uniform": by_chance.jaccard(*counts), "exponent": expected,
-            "excess": jaccard - expected, "z": null.z_score(both)}  # fmt: skip
+            "excess": jaccard - expected, "z": null.z_score(both),
+            "kept": kept(both), "kept_exponent": kept(null.mean)}  # fmt: skip
 
 
 def draw(figure: Any, rows: list[dict[str, Any]]) -> None:
     axes = figure.subplots()
     at = np.arange(len(rows))
-    axes.barh(at, [row["jaccard"] for row in rows], color=["C0" if "base" in row["pair"] else "C1" for row in rows])
+    axes.barh(
+        at,
+        [row["jaccard"] for row in rows],
+        color=["C0" if row["pair"] == "from the base, too" else "C1" for row in rows],
+    )
     axes.plot([row["exponent"] for row in rows], at, "|", color="black", markersize=18, label="by exponent")
     axes.plot([row["uniform"] for row in rows], at, "|", color="red", markersize=18, label="if uniform")
     axes.set_yticks(at, [f"{row['where']}: {row['pair']}" for row in rows], fontsize=8)

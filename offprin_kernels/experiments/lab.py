@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..training.model import load_checkpoint
 from ..training.runs import Run, read_log
 from ..training.settings import RLVR, SFT, Common, Pretrain
 from ..training.stages import train
@@ -59,8 +60,11 @@ class Lab:
         self.root, self.quick, self.workers, self.quiet = Path(root), quick, workers, quiet
         self.profile = QUICK if quick else FULL
         self.given = base
+        if base:
+            load_checkpoint(base)  # refused now, before anything is written
         self.seeds = (0, 1) if quick else (0, 1, 2)
         self.k = 8 if quick else 16  # of principal subspaces
+        self.asked = 64 if quick else 1024  # problems that checkpoints are examined with
         self.one_task = {"sort": [2]} if quick else {"add": [2, 3, 4]}  # for a run on other data
 
     def base(self) -> str:
@@ -107,9 +111,18 @@ class Lab:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(self.workers, len(jobs)), mp_context=context) as pool:
             waiting = {pool.submit(train, job.stage, job.settings, self.path(job)): job for job in jobs}
-            for future in as_completed(waiting):
-                future.result()
-                yield waiting[future]
+            try:
+                for future in as_completed(waiting):
+                    future.result()
+                    yield waiting[future]
+            except BaseException:
+                # or what is queued would run first, and what went wrong be told last
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def evaluated(self, path: Path) -> float:
+        """A run's accuracy at its own last evaluation."""
+        return [row["accuracy"] for row in read_log(path) if "accuracy" in row][-1]
 
     def log(self, path: Path) -> list[dict[str, Any]]:
         return read_log(path)

@@ -15,7 +15,7 @@ from ..bitmask import BitMask
 from ..masks import count_for, low_magnitude_mask, principal_mask, random_mask, safe_mask
 from ..ops.subspace import topk_svd
 from ..training.model import linear_weights, load_checkpoint
-from .compare import accuracy, compare, linear
+from .compare import compare, examine, linear
 from .lab import Lab
 from .results import Result
 
@@ -32,20 +32,21 @@ def run(lab: Lab) -> Result:
     paths = dict(zip(jobs, lab.run(list(jobs.values())), strict=True))
     tuned = {path.name: path / "final" for path in paths.values()}
     found = linear(compare(lab.base(), tuned, lab.results("masked") / "analysis", k=lab.k))
-    rows, logs = [], {}
+    settings = lab.rlvr("rlvr", 0).settings
+    rows: list[dict[str, Any]] = [{"mask": "base", **examine(lab.base(), lab.base(), settings, count=lab.asked)}]
+    logs = {key: lab.log(path) for key, path in paths.items()}
     for (kind, seed), path in paths.items():
-        log = logs[kind, seed] = lab.log(path)
-        rows.append({"mask": kind, "seed": seed, "accuracy": accuracy(path), "kl_base": log[-1]["kl_base"],
-                     "reward": mean([row["reward"] for row in log[-10:]]), **found[path.name]})  # fmt: skip
+        rows.append({"mask": kind, "seed": seed, "reward": mean([row["reward"] for row in logs[kind, seed][-10:]]),
+                     **examine(lab.base(), path / "final", settings, count=lab.asked), **found[path.name]})  # fmt: skip
     return Result(
         "RLVR confined to masks of half of the weights",
         rows,
         {
             "mask": ("mask", ""),
             "seed": ("seed", "d"),
-            "accuracy": ("held-out accuracy", ".3f"),
+            "accuracy": ("accuracy", ".3f"),
             "reward": ("reward, last ten steps", "+.3f"),
-            "kl_base": ("KL to base", ".4f"),
+            "kl_answer": ("KL to base, per answer", ".3f"),
             "relative_update": ("‖D‖/‖W‖", ".2e"),
             "sparsity": ("sparsity, bf16", ".4f"),
             "nss": ("NSS", ".2e"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,7 @@ class Result:
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure
         except ModuleNotFoundError:
-            print("no figure without matplotlib; pip install 'offprin-kernels[analysis]'")
+            print("offprin: no figure without matplotlib; pip install 'offprin-kernels[train]'", file=sys.stderr)
             return
         figure = Figure(figsize=self.size, layout="constrained")
         FigureCanvasAgg(figure)
@@ -59,14 +60,6 @@ def cell(value: Any, form: str) -> str:
     if value is None:
         return "-"
     return value if isinstance(value, str) else format(value, form)
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean and range, for tables over seeds."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    return f"{sum(known) / len(known):.3g} [{min(known):.3g}, {max(known):.3g}]"
 
 
 def read_rows(folder: Path) -> Row:

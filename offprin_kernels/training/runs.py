@@ -69,7 +69,9 @@ class Run:
         path = self.root / "settings.json"
         if path.exists():
             held = read_json(path, "choose another --out")
-            different = sorted(key for key in {*held, *wanted} if held.get(key) != wanted.get(key))
+            # not by their places: a lab may be moved
+            keys = {*held, *wanted} - {"base", "masks"}
+            different = sorted(key for key in keys if held.get(key) != wanted.get(key))
             if different:
                 raise OutputError(
                     f"{self.root} holds another run, which differs in {', '.join(different)}; choose another --out"

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, fields
 from .tasks import MIXTURE, Mixture
 
 
-def setting(default, text: str):
+def setting(default, text: str, choices: tuple[str, ...] = ()):
     """A field with the help that the command line shows."""
+    metadata = {"help": text, "choices": choices}
     if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,12 @@ class Size:
 class Common:
     """What all stages share."""
 
-    seed: int = setting(0, "of problems, sampling and initial weights")
+    seed: int = setting(0, "of problems, sampling, and what is drawn at the start")
     steps: int = setting(100, "optimizer steps (pretrain, sft) or rounds of sampling (rlvr)")
     lr: float = setting(1e-3, "learning rate")
     tasks: Mixture = setting(MIXTURE, "families and sizes, such as add:2-4,sort:5")
     threads: int = setting(2, "of the CPU; results depend on it in the last bits")
-    device: str = setting("cpu", "cpu or cuda; on cuda weights are bf16 with exact masters")
+    device: str = setting("cpu", "on cuda, weights are bf16 with exact masters", ("cpu", "cuda"))
     eval_every: int = setting(20, "steps between evaluations on held-out problems; the last step has one, too")
     eval_problems: int = setting(512, "held-out problems, one sample at temperature 1 each")
     save_every: int = setting(20, "steps between checkpoints, from which an interrupted run goes on")
@@ -88,7 +89,7 @@ class Tune(Common):
     base: str = setting("", "checkpoint to begin from, such as RUN/final")
     masks: str = setting("", "file of masks (`offprin mask`): linear layers move only there, all else stays")
     k: int = setting(16, "of the principal subspaces that update energies are logged for")
-    adapter: str = setting("", "train lora or pissa factors instead of the weights")
+    adapter: str = setting("", "train its factors instead of the weights", ("lora", "pissa"))
     rank: int = setting(8, "of the adapter")
     alpha: float = setting(8.0, "of the adapter: its product is scaled by alpha / rank")
     linear_only: bool = setting(False, "leave embeddings, norms and the head as they are")
@@ -112,7 +113,7 @@ class RLVR(Tune):
 
     steps: int = setting(80, "rounds of sampling")
     lr: float = setting(3e-5, "constant learning rate")
-    objective: str = setting("dapo", "dapo or grpo")
+    objective: str = setting("dapo", "how advantages become a loss", ("dapo", "grpo"))
     prompts: int = setting(32, "per step")
     samples: int = setting(8, "completions per prompt")
     minibatches: int = setting(2, "optimizer steps per round of sampling")
@@ -132,6 +133,9 @@ class RLVR(Tune):
             raise ValueError(f"minibatches ({self.minibatches}) cannot exceed prompts ({self.prompts})")
         if not (0 < self.clip_low < 1 and self.clip_high > 0):
             raise ValueError(f"clip_low must be in (0, 1) and clip_high positive: {self.clip_low}, {self.clip_high}")
+
+        if not (self.beta >= 0 or self.beta == -1) or self.beta == float("inf"):
+            raise ValueError(f"beta must not be negative (-1: the objective's own), got {self.beta}")
 
     @property
     def kl_weight(self) -> float:

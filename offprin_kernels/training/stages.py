@@ -24,7 +24,7 @@ from .model import linear_weights, load_checkpoint, make_model, round_weights, s
 from .rollout import Rollout, batch, sample
 from .runs import Run
 from .settings import RLVR, SFT, STAGES, Common, Pretrain, Tune
-from .tasks import problems, reward
+from .tasks import MARK, problems, reward
 
 MICRO = 64  # sequences in a forward pass with gradients
 PROBES = 64  # completions per step on which divergences are measured
@@ -49,7 +49,9 @@ def train(stage: str, settings: Common, out: str | Path, *, quiet: bool = True) 
         if not run.complete:
             run.resume(model, optimizer)
             for number in run.steps():
-                row = step(number)
+                # before the first step, for what is gained to be read off the log
+                before = evaluate(model, settings)["accuracy"] if number == 0 and stage != "pretrain" else None
+                row = step(number) | ({} if before is None else {"accuracy_before": before})
                 if run.due(settings.eval_every):
                     row |= evaluate(model, settings)
                 target = getattr(settings, "target", 0.0)
@@ -108,7 +110,10 @@ def generator(*key: object) -> torch.Generator:
 
 
 def evaluate(model: torch.nn.Module, settings: Common) -> dict[str, float]:
-    """Accuracy on held-out problems, the same for every run with this mixture: overall and by family."""
+    """Accuracy on held-out problems, the same for every run with this mixture: overall, by family and by style.
+
+    ``worked`` is the share of answers that show any steps.
+    """
     asked = problems(settings.eval_problems, "held-out", settings.tasks, held_out=True)
     model.eval()
     answers = sample(model, [p.prompt for p in asked], most=settings.most, generator=generator("evaluate")).texts()
@@ -118,6 +123,12 @@ def evaluate(model: torch.nn.Module, settings: Common) -> dict[str, float]:
         own = [s for s, problem in zip(solved, asked, strict=True) if problem.family == family]
         if own:
             found[f"accuracy/{family}"] = sum(own) / len(own)
+    worked = [bool(answer.rpartition(MARK)[0]) for answer in answers]
+    found["worked"] = sum(worked) / len(worked)
+    for style, name in ((True, "worked"), (False, "direct")):
+        own = [s for s, w in zip(solved, worked, strict=True) if w == style]
+        if own:
+            found[f"accuracy/{name}"] = sum(own) / len(own)
     return found
 
 
@@ -159,13 +170,16 @@ def sft(s: SFT, model: torch.nn.Module, optimizer: MaskedAdamW) -> Callable[[int
     base = copy.deepcopy(adapters.merged(model)).requires_grad_(False)
 
     def step(number: int) -> dict[str, Any]:
-        began = time.perf_counter()
         asked = problems(s.batch, f"sft/{s.seed}/{number}", s.tasks)
-        given = batch([(p.prompt, p.solution()) for p in asked])
-        old = probe(model, given)
-        row = imitate(model, optimizer, given)
+        # watched on the model's own answers, as in reinforcement; it learns from given ones
+        answers = sample(
+            model, [p.prompt for p in asked[:PROBES]], most=s.most, generator=generator("sft", s.seed, number)
+        )
+        old = probe(model, answers)
+        began = time.perf_counter()
+        row = imitate(model, optimizer, batch([(p.prompt, p.solution()) for p in asked]))
         row["tokens_per_second"] = row["tokens"] / (time.perf_counter() - began)
-        return row | watched(model, base, old, given, optimizer, gates)
+        return row | watched(model, base, old, answers, optimizer, gates)
 
     return step
 
@@ -259,7 +273,11 @@ def watched(
     model: torch.nn.Module, base: torch.nn.Module, old: torch.Tensor, rollout: Rollout, optimizer: MaskedAdamW,
     gates: Gates,
 ) -> dict[str, float]:  # fmt: skip
-    """The gates after a step: KL(new | old) and KL(new | base) on states visited before it; then the weights."""
+    """The gates after a step. KL(new | old) and KL(new | base), nats per token, on answers sampled before it.
+
+    ``visible_last_step`` is a share of all weights that train, and of the last optimizer step; what ``Gates`` measures
+    is about linear layers, and since the start.
+    """
     where = rollout[:PROBES].completion.to(old.device)
     new = probe(model, rollout)
     masked = sum(entry.count for entry in optimizer.entries.values())

@@ -26,7 +26,7 @@ KEYS = {
     "sft": {"step", "loss", "tokens", "tokens_per_second", *GATES},
     "rlvr": {"step", "reward", "tokens", "length", "tokens_per_second", "seconds", "optimizer_share", *GATES},
 }
-ACCURACY = {"accuracy", "accuracy/reverse", "accuracy/sort"}
+ACCURACY = {"accuracy", "accuracy/reverse", "accuracy/sort", "worked"}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,11 @@ def test_a_stage(base, tmp_path, stage, given) -> None:
     log = read_log(tmp_path / "a")
     for i, row in enumerate(log):
         evaluated = ACCURACY if i % 2 else set()
-        assert set(row) == KEYS[stage] | evaluated and row["step"] == i + 1
+        if i == 0 and stage != "pretrain":
+            evaluated = {"accuracy_before"}
+        # accuracy by style, where the style occurs
+        found = set(row) - {"accuracy/worked", "accuracy/direct"}
+        assert found == KEYS[stage] | evaluated and row["step"] == i + 1
         assert all(isinstance(value, int | float) and math.isfinite(value) for value in row.values())
         assert row["tokens_per_second"] > 0
         if stage != "pretrain":
@@ -294,3 +298,19 @@ def test_saving_takes_the_adapters_in(base, tmp_path) -> None:
     save_checkpoint(load_checkpoint(final), tmp_path / "again")
     assert tiny.spans(tmp_path / "again" / "model.safetensors") == tiny.spans(final / "model.safetensors")
     train("rlvr", tiny.rlvr(final, steps=1), tmp_path / "second")
+
+
+def test_evaluation_by_style(base, monkeypatch) -> None:
+    """Shares and accuracies of answers with steps and without, counted by hand on answers that are given."""
+    settings = tiny.sft(base, eval_problems=4)
+    asked = stages.problems(4, "held-out", settings.tasks, held_out=True)
+    texts = [f"steps#{asked[0].answer}", "steps#wrong", f"#{asked[2].answer}", "no mark"]
+
+    class Given:
+        def texts(self) -> list[str]:
+            return texts
+
+    monkeypatch.setattr(stages, "sample", lambda *_, **__: Given())
+    found = stages.evaluate(load_checkpoint(base), settings)
+    assert found["accuracy"] == 0.5 and found["worked"] == 0.5
+    assert found["accuracy/worked"] == 0.5 and found["accuracy/direct"] == 0.5
