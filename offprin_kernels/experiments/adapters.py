@@ -7,7 +7,7 @@ from typing import Any
 from .compare import compare, examine, linear
 from .lab import Lab
 from .masked import mean
-from .results import Result
+from .results import Result, logarithmic
 
 KINDS = ("lora", "pissa")
 RATES = (3e-4, 1e-3, 3e-3)
@@ -69,8 +69,8 @@ def draw(figure: Any, rows: list[dict[str, Any]]) -> None:
         if y == "energy_both":
             axes.axhline(mean([row["energy_both_isotropic"] for row in rows]), color="black", linestyle=":")
         if y == "kl_answer":
-            axes.set_yscale("log")
-        axes.set_xscale("log")
+            logarithmic(axes.yaxis)
+        logarithmic(axes.xaxis)
         axes.set_xlabel("learning rate" if x == "rate" else "‖D‖/‖W‖", fontsize=8)
         axes.set_title(title, fontsize=9)
         axes.legend(fontsize=7)

@@ -52,7 +52,7 @@ def run(lab: Lab) -> Result:
         excess = [f["excess"] for f in found]
         return {"where": where, "pair": label, "matrices": len(names), "pairs": len(found),
                 **{key: float(np.mean([f[key] for f in found])) for key in found[0]},
-                "range": f"{min(excess):+.4f} to {max(excess):+.4f}"}  # fmt: skip
+                "low": min(excess), "high": max(excess), "range": f"{min(excess):+.4f} to {max(excess):+.4f}"}  # fmt: skip
 
     rows: list[Row] = []
     plain, crossed = list(itertools.combinations(lab.seeds, 2)), list(itertools.product(lab.seeds, TWIN_SEEDS))
@@ -144,17 +144,15 @@ def pooled(
             "kept": kept(both), "kept_exponent": kept(null.mean)}  # fmt: skip
 
 
-def draw(figure: Any, rows: list[dict[str, Any]]) -> None:
+def draw(figure: Any, rows: list[Row]) -> None:
+    """What rounding does not explain; whiskers from the lowest to the highest pair."""
     axes = figure.subplots()
-    at = np.arange(len(rows))
-    axes.barh(
-        at,
-        [row["jaccard"] for row in rows],
-        color=["C0" if row["pair"] == "from the base, too" else "C1" for row in rows],
-    )
-    axes.plot([row["exponent"] for row in rows], at, "|", color="black", markersize=18, label="by exponent")
-    axes.plot([row["uniform"] for row in rows], at, "|", color="red", markersize=18, label="if uniform")
+    rows = [row for row in rows if not row["pair"].startswith("same seed")]
+    excess, at = [row["excess"] for row in rows], np.arange(len(rows))
+    whiskers = [[row["excess"] - row["low"] for row in rows], [row["high"] - row["excess"] for row in rows]]
+    colors = ["C0" if row["pair"] == "from the base, too" else "C1" for row in rows]
+    axes.barh(at, excess, xerr=whiskers, color=colors, capsize=3)
+    axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(at, [f"{row['where']}: {row['pair']}" for row in rows], fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel("Jaccard index of update masks", fontsize=8)
-    axes.legend(fontsize=8)
+    axes.set_xlabel("Jaccard index of update masks, excess over the exponent null", fontsize=8)

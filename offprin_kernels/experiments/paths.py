@@ -12,7 +12,7 @@ from typing import Any
 from ..training.settings import RLVR
 from .compare import compare, examine, linear, optimizer_steps, save_isotropic
 from .lab import Lab
-from .results import Result
+from .results import Result, logarithmic
 
 ARMS = ("rlvr", "sft", "sft-slow")
 
@@ -104,5 +104,5 @@ def draw(figure: Any, rows: list[dict[str, Any]]) -> None:
         axes.set_xticks(range(len(ARMS)), ARMS, fontsize=8)
         axes.set_xlim(-0.5, len(ARMS) - 0.5)
         if key in ("nss", "energy_both"):
-            axes.set_yscale("log")
+            logarithmic(axes.yaxis)
     figure.suptitle("A dot per seed; dashes: its null (isotropic; by exponent for the mask)", fontsize=9)

@@ -13,7 +13,7 @@ import torch
 from ..training.settings import RLVR
 from .compare import Weights, base_weights, examine, isotropic, weights_of
 from .lab import Job, Lab
-from .results import Result
+from .results import Result, logarithmic
 
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4)
 STORAGE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
@@ -85,7 +85,7 @@ def draw(figure: Any, rows: list[dict[str, Any]]) -> None:
             values = [[row[key] for row in rows if row["rate"] == rate] for rate in rates]
             label = name if style == "o-" else None
             axes.plot(rates, [sum(own) / len(own) for own in values], style, color=f"C{color}", label=label)
-    axes.set_xscale("log")
+    logarithmic(axes.xaxis)
     axes.set_xlabel("learning rate")
     axes.set_ylabel("sparsity of linear layers")
     axes.set_title("dotted: an isotropic update of the same norm", fontsize=9)

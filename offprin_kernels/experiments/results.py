@@ -62,5 +62,18 @@ def cell(value: Any, form: str) -> str:
     return value if isinstance(value, str) else format(value, form)
 
 
+def logarithmic(axis: Any) -> None:
+    """Labels at powers of ten only; those between run into each other."""
+    from matplotlib.ticker import LogFormatterSciNotation, NullFormatter
+
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    low, high = axis.get_view_interval()
+    if high / low >= 10:
+        axis.set_minor_formatter(NullFormatter())
+    else:
+        axis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(10, 0.4)))
+    axis.set_tick_params(which="both", labelsize=7)
+
+
 def read_rows(folder: Path) -> Row:
     return json.loads((folder / "rows.json").read_text())
