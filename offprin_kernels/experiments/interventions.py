@@ -52,7 +52,8 @@ def run(lab: Lab) -> Result:
         excess = [f["excess"] for f in found]
         return {"where": where, "pair": label, "matrices": len(names), "pairs": len(found),
                 **{key: float(np.mean([f[key] for f in found])) for key in found[0]},
-                "low": min(excess), "high": max(excess), "range": f"{min(excess):+.4f} to {max(excess):+.4f}"}  # fmt: skip
+                "low": min(excess), "high": max(excess),
+                "range": f"{min(excess):+.4f} to {max(excess):+.4f}"}  # fmt: skip
 
     rows: list[Row] = []
     plain, crossed = list(itertools.combinations(lab.seeds, 2)), list(itertools.product(lab.seeds, TWIN_SEEDS))
