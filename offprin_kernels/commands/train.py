@@ -101,9 +101,9 @@ def run_stage(arguments: argparse.Namespace) -> int:
 
 
 def run_experiment(arguments: argparse.Namespace) -> int:
-    for module, extra in (("transformers", "hf"), ("pyarrow", "analysis")):
+    for module in ("transformers", "pyarrow", "peft"):
         if importlib.util.find_spec(module) is None:
-            return fail(f"experiments need {module}; pip install 'offprin-kernels[{extra}]'")
+            return fail(f"experiments need {module}; pip install 'offprin-kernels[train]'")
     from .. import experiments
     from ..experiments.lab import Lab
 

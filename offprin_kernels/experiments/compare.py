@@ -58,10 +58,16 @@ def linear(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def fresh(settings: Common, count: int) -> list[Problem]:
-    """Held-out problems that the stages' own evaluations, which may decide when to stop, do not ask."""
+    """Held-out problems that the stages' own evaluations, which may decide when to stop, do not ask.
+
+    Small sizes, of which there are few, are rarer among them. Raises ValueError where none are left.
+    """
     asked = {p.prompt for p in problems(settings.eval_problems, "held-out", settings.tasks, held_out=True)}
     drawn = problems(4 * count, "fresh", settings.tasks, held_out=True)
-    return [problem for problem in drawn if problem.prompt not in asked][:count]
+    found = [problem for problem in drawn if problem.prompt not in asked][:count]
+    if not found:
+        raise ValueError("the evaluations ask every held-out problem of these tasks; take larger sizes")
+    return found
 
 
 @torch.no_grad()
@@ -109,10 +115,10 @@ def base_weights(base: str | Path) -> Weights:
 
 def isotropic(base: Weights, tuned: Weights, seed: int) -> Weights:
     """The base and, on every layer, a Gaussian update with the norm of the tuned one's."""
-    generator = torch.Generator().manual_seed(seed)
+    source = torch.Generator().manual_seed(seed)
     found = {}
     for name, weight in base.items():
-        noise = torch.randn(weight.shape, generator=generator)
+        noise = torch.randn(weight.shape, generator=source)
         found[name] = weight + noise * ((tuned[name] - weight).norm() / noise.norm())
     return found
 

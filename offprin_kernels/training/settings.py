@@ -133,7 +133,6 @@ class RLVR(Tune):
             raise ValueError(f"minibatches ({self.minibatches}) cannot exceed prompts ({self.prompts})")
         if not (0 < self.clip_low < 1 and self.clip_high > 0):
             raise ValueError(f"clip_low must be in (0, 1) and clip_high positive: {self.clip_low}, {self.clip_high}")
-
         if not (self.beta >= 0 or self.beta == -1) or self.beta == float("inf"):
             raise ValueError(f"beta must not be negative (-1: the objective's own), got {self.beta}")
 

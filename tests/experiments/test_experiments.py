@@ -13,12 +13,15 @@ from offprin_kernels import BitMask, experiments, update_mask
 from offprin_kernels.cli import main
 from offprin_kernels.experiments import lab as lab_module
 from offprin_kernels.experiments.agreement import statistics_of
+from offprin_kernels.experiments.compare import fresh
 from offprin_kernels.experiments.lab import Lab
 from offprin_kernels.experiments.masked import KINDS, thinned
 from offprin_kernels.experiments.names import EXPERIMENTS
 from offprin_kernels.experiments.results import Result, read_rows
 from offprin_kernels.training.model import linear_weights, load_checkpoint
 from offprin_kernels.training.runs import read_log
+from offprin_kernels.training.settings import Pretrain
+from offprin_kernels.training.tasks import problems
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -210,3 +213,13 @@ def test_every_name_has_a_module() -> None:
 def test_cells_without_a_value() -> None:
     result = Result("t", [{"a": None, "b": 1.0}], {"a": ("A", ".2f"), "b": ("B", ".2f")})
     assert result.markdown() == "### t\n\n| A | B |\n|---|---|\n| - | 1.00 |\n"
+
+
+def test_fresh_problems() -> None:
+    settings = Lab("", quick=True).profile["pretrain"]
+    asked = {p.prompt for p in problems(32, "held-out", settings["tasks"], held_out=True)}
+    found = fresh(Pretrain(**settings), 64)
+    assert found and all(p.held_out and p.prompt not in asked for p in found)
+    # two digits have some hundred prompts, an eighth of them held out: five hundred draws leave none
+    with pytest.raises(ValueError, match="ask every held-out problem"):
+        fresh(Pretrain(**{**settings, "eval_problems": 512}), 64)
