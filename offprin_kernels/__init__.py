@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .ops.update_scan import Output, Rule
     from .optim import MaskedAdamW
     from .updates import Norms, UpdateScan, update_mask, update_scan, visible
+    from .watch import UpdateWatch
 
 __all__ = [
     "__version__",
@@ -44,6 +45,7 @@ __all__ = [
     "Spectrum",
     "TopK",
     "UpdateScan",
+    "UpdateWatch",
     "base_spectrum",
     "bounds",
     "low_magnitude_mask",
@@ -88,6 +90,7 @@ HOMES = {
     "ops.update_scan": ("Output", "Rule"),
     "optim": ("MaskedAdamW",),
     "updates": ("Norms", "UpdateScan", "update_mask", "update_scan", "visible"),
+    "watch": ("UpdateWatch",),
 }
 
 if not TYPE_CHECKING:  # a type checker is to know every name, and to miss the others

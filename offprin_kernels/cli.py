@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from ._version import __version__
-from .commands import analyze, env, intervene, mask, train
+from .commands import analyze, env, intervene, mask, merge, report, train
 from .commands.common import COMPLETE, interrupted
 
 
@@ -30,6 +30,6 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="offprin", description="Where post-training moves a model's weights.")
     top.add_argument("--version", action="version", version=f"offprin-kernels {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for command in (analyze, mask, intervene, train, env):
+    for command in (analyze, merge, report, mask, intervene, train, env):
         command.add(commands)
     return top

@@ -15,8 +15,10 @@ class OutputError(ValueError):
     """The output directory cannot be used; one sentence says why and what to do."""
 
 
-def lock(root: Path) -> int | None:
+def lock(root: Path, *, shared: bool = False) -> int | None:
     """A descriptor that keeps other processes out until it is closed, be it by a kill; None where there are no locks.
+
+    A shared one keeps out only those that want the directory for themselves.
 
     Raises OutputError where another process is at work.
     """
@@ -27,7 +29,7 @@ def lock(root: Path) -> int | None:
     # The file stays: were it deleted, two processes could each hold the lock of their own.
     descriptor = os.open(root / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         raise OutputError(f"another process is writing into {root}; wait for it or choose another --out") from None

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from .schema import ENERGY_COLUMNS
+from .schema import ENERGY_COLUMNS, NULLS
 from .text import percent, scientific, table
+
+BOUND_NAMES = {
+    "mirsky": "NSS <= |D|/|W0| (Mirsky)",
+    "weyl": "shift of a value <= ||D|| (Weyl)",
+    "wedin": "angle <= asin(||D||/(gap-||D||)) (Wedin)",
+    "ky_fan": "shift of top-k sum <= k ||D|| (Ky Fan)",
+}
 
 
 def geometry_text(found: dict, options: dict) -> list[str]:
@@ -25,16 +32,30 @@ def geometry_text(found: dict, options: dict) -> list[str]:
         ]
         header = ("median over matrices", "left angle", "right angle", "resolved", "NSS", "if isotropic", "at most")
         lines.append(table(header, rows))
+        bounds = [
+            (
+                BOUND_NAMES[name],
+                percent(bound["largest_share"]),
+                percent(bound["median_share"]),
+                f"{bound['exceeded']}/{bound['matrices']}",
+            )
+            for name, bound in found["all"]["bounds"].items()
+        ]
+        lines.append(table(("observed as a share of its bound", "largest", "median", "exceeded"), bounds))
         if found["all"]["not_converged"]:
             lines.append(f"{found['all']['not_converged']} matrices missed the tolerance: their resolution is coarser")
     if "energy" in options["metrics"]:
-        shares = [(name, *(percent(group[column]) for column in ENERGY_COLUMNS)) for name, group in groups]
+        columns = [column for column in ENERGY_COLUMNS if not column.endswith("_z")]
+        shares = [(name, *(percent(group[column]) for column in columns)) for name, group in groups]
         sides = ("left", "if isotropic", "right", "if isotropic", "both", "if isotropic")
         lines.append(table(("update energy in top k", *sides), shares))
     if "masks" in options["metrics"]:
         what = f"changed weights in, alpha = {options['alpha']}"
         overlaps = overlap_rows(found["all"]["overlaps"])
-        lines.append(table((what, "share", "if uniform", "if by exponent", "z"), overlaps))
+        nulls = ("if uniform", "if by exponent", "if by margins", "if isotropic")
+        lines.append(table((what, "share", *nulls, "excess", "z (exponent)"), overlaps))
+    if found["skipped"]["names"]:
+        lines.append(f"  {len(found['skipped']['names'])} tensors skipped: {found['skipped']['why']}")
     for entry in found["left_out"][:5]:
         lines.append(f"  left out: {entry['name']}: {entry['why']}")
     return lines
@@ -45,8 +66,8 @@ def overlap_rows(overlaps: dict) -> list[tuple[str, ...]]:
         (
             f"{kind} mask",
             percent(found["overlap"]),
-            percent(found["expected_uniform"]),
-            percent(found["expected_exponent"]),
+            *(percent(found[f"expected_{null}"]) for null in NULLS),
+            percent(found["excess"]),
             f"{found['z_exponent']:+.1f}",
         )
         for kind, found in overlaps.items()

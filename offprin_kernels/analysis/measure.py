@@ -1,20 +1,21 @@
-"""Streams one unit slab by slab and adds up exact counts: the base is read once, whatever the number of runs."""
+"""Streams units slab by slab and adds up exact counts: every tensor is read once, whatever is asked of it."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from ..bitmask import BitMask
 from ..ops import mask_algebra
 from ..ops import update_scan as op
 from ..ops.update_scan import Output
 from .plan import Plan, Unit
 from .rows import Tally, consensus_row, pair_row, stripe_rows, tensor_row
-from .spectral import measure_geometry, wanted
+from .spectral import Factors, Geometry, factorise_together, wanted
+from .stream import Request, stream
 
 # (unit, run, start row, packed words of the slab)
 MaskSink = Callable[[Unit, int, int, torch.Tensor], None]
@@ -31,67 +32,150 @@ class UnitResult:
     consensus: list[dict]
     stripes: list[dict]
     geometry: list[dict]
+    curves: list[dict]
 
 
 def measure(
-    unit: Unit, plan: Plan, *, device: torch.device, mask_sink: MaskSink | None = None, progress: Progress | None = None
-) -> UnitResult:
-    """Compare every run with the base on one unit. Raises CheckpointError where a file cannot be read."""
-    rules = plan.options.rules
-    runs = [run for run, _ in unit.partners]
-    tallies = {run: Tally(unit, rules) for run in runs}
-    intersections = torch.zeros((len(runs), len(runs)), dtype=torch.int64)
-    votes = torch.zeros(len(runs) + 1, dtype=torch.int64)
-    for start, slabs in stream(unit, plan, device):
-        base = next(slabs)
-        masks = []
-        for run in runs:
-            tuned = next(slabs)
-            raw = op.scan(base, tuned, rules, Output.all())
-            tallies[run].add(start, raw)
-            masks.append(raw.mask)
-            if mask_sink:
-                mask_sink(unit, run, start, raw.mask)
-            if progress:
-                progress(tuned.numel() * tuned.element_size() + (base.nbytes if run == runs[0] else 0))
-        if len(masks) > 1 and base.numel():
-            intersections += mask_algebra.pair_counts(masks).cpu()
-            votes += mask_algebra.agreement(masks, unit.columns).cpu()
-    tensors = [tensor_row(unit, plan, run, tallies[run]) for run in runs]
-    stripes = [stripe for run in runs for stripe in stripe_rows(unit, plan, run, tallies[run])]
-    pairs = [
-        pair_row(unit, plan, runs[i], runs[j], tallies, int(intersections[i, j]))
-        for i, j in itertools.combinations(range(len(runs)), 2)
-    ]
-    consensus = [consensus_row(unit, votes, [tallies[run] for run in runs])] if len(runs) > 1 else []
-    geometry = measure_geometry(unit, plan, device) if wanted(unit, plan) else []
-    return UnitResult(tensors, pairs, consensus, stripes, geometry)
+    units: Sequence[Unit],
+    plan: Plan,
+    *,
+    device: torch.device,
+    mask_sink: MaskSink | None = None,
+    progress: Progress | None = None,
+) -> Iterator[UnitResult]:
+    """Compare every run with the base, unit after unit; the next slabs, of the next unit too, are read meanwhile.
+
+    Raises CheckpointError where a file cannot be read.
+    """
+    with stream([request for unit in units for request in requests(unit, plan)], device) as weights:
+        for group in groups(units, plan, device):
+            if len(group) == 1:
+                yield Work(group[0], plan, weights, mask_sink, progress).result()
+                continue
+            tensors = [[next(weights) for _ in range(1 + len(unit.partners))] for unit in group]
+            factors = factorise_together(group, plan, tensors)
+            for unit, found in zip(group, factors, strict=True):
+                yield Work(unit, plan, iter(tensors.pop(0)), mask_sink, progress, found).result()
 
 
-def stream(unit: Unit, plan: Plan, device: torch.device) -> Iterator[tuple[int, Iterator[torch.Tensor]]]:
-    """(start row, base slab then one slab per run) for consecutive row ranges, read one request ahead."""
-    requests = [
-        (checkpoint, ref, start, min(unit.rows, start + unit.slab_rows))
-        for start in range(0, unit.rows, unit.slab_rows)
-        for checkpoint, ref in [
-            (plan.base, unit.base),
-            *((plan.tuned[run], partner.tuned) for run, partner in unit.partners),
-        ]
+def requests(unit: Unit, plan: Plan) -> list[Request]:
+    """What is read of a unit, in order: a slab of the base and of each run; whole weights where geometry needs them."""
+    step = unit.rows if wanted(unit, plan) else unit.slab_rows
+    sides = [(plan.base, unit.base), *((plan.tuned[run], partner.tuned) for run, partner in unit.partners)]
+    return [
+        Request(checkpoint, ref, start, min(unit.rows, start + step))
+        for start in range(0, unit.rows, max(1, step))
+        for checkpoint, ref in sides
     ]
 
-    def fetch(request) -> torch.Tensor:
-        checkpoint, ref, start, stop = request
-        return ref.read(checkpoint, start, stop).to(device, non_blocking=True)
 
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        ahead: list[Future] = []
-        queue = iter(requests)
+# Devices that factorise many small matrices at once faster than one after the other.
+BATCHING = ("cuda",)
+# Matrices of a batch, and bytes of all that are held for it.
+BATCH, BATCH_BYTES = 128, 1 << 29
 
-        def slabs() -> Iterator[torch.Tensor]:
-            for _ in range(1 + len(unit.partners)):
-                while len(ahead) < 2 and (request := next(queue, None)):
-                    ahead.append(reader.submit(fetch, request))
-                yield ahead.pop(0).result()
 
-        for start in range(0, unit.rows, unit.slab_rows):
-            yield start, slabs()
+def groups(units: Sequence[Unit], plan: Plan, device: torch.device) -> Iterator[list[Unit]]:
+    """Consecutive units that are factorised together: experts of equal shape, on a GPU; all others alone."""
+    group: list[Unit] = []
+    for unit in units:
+        together = (
+            group
+            and device.type in BATCHING
+            and wanted(unit, plan)
+            and wanted(group[0], plan)
+            and (unit.rows, unit.columns) == (group[0].rows, group[0].columns)
+            and [run for run, _ in unit.partners] == [run for run, _ in group[0].partners]
+            and len(group) < BATCH
+            and unit.nbytes + sum(other.nbytes for other in group) <= BATCH_BYTES
+        )
+        if group and not together:
+            yield group
+            group = []
+        group.append(unit)
+    if group:
+        yield group
+
+
+class Work:
+    """One unit's scans. ``weights`` yields what :func:`requests` lists; ``factors``, where they are known already."""
+
+    def __init__(
+        self,
+        unit: Unit,
+        plan: Plan,
+        weights: Iterator[torch.Tensor],
+        mask_sink: MaskSink | None,
+        progress: Progress | None,
+        factors: Factors | None = None,
+    ) -> None:
+        self.unit, self.plan, self.weights, self.factors = unit, plan, weights, factors
+        self.mask_sink, self.progress = mask_sink, progress
+        self.runs = [run for run, _ in unit.partners]
+        self.tallies = {run: Tally(unit, plan.options.rules) for run in self.runs}
+        self.intersections = torch.zeros((len(self.runs), len(self.runs)), dtype=torch.int64)
+        self.votes = torch.zeros(len(self.runs) + 1, dtype=torch.int64)
+        self.geometry: list[dict] = []
+        self.curves: list[dict] = []
+
+    def result(self) -> UnitResult:
+        unit, plan, runs, tallies = self.unit, self.plan, self.runs, self.tallies
+        if wanted(unit, plan):
+            self.scan_whole()
+        else:
+            self.scan_slabs()
+        return UnitResult(
+            tensors=[tensor_row(unit, plan, run, tallies[run]) for run in runs],
+            pairs=[
+                pair_row(unit, plan, runs[i], runs[j], tallies, int(self.intersections[i, j]))
+                for i, j in itertools.combinations(range(len(runs)), 2)
+            ],
+            consensus=[consensus_row(unit, self.votes, [tallies[run] for run in runs])] if len(runs) > 1 else [],
+            stripes=[stripe for run in runs for stripe in stripe_rows(unit, plan, run, tallies[run])],
+            geometry=self.geometry,
+            curves=self.curves,
+        )
+
+    def scan_slabs(self) -> None:
+        """A slab of the base against that of every run, then the next."""
+        for start in range(0, self.unit.rows, self.unit.slab_rows):
+            base = next(self.weights)
+            masks = [self.scan(run, start, base, next(self.weights), base.nbytes) for run in self.runs]
+            self.agree(masks)
+
+    def scan_whole(self) -> None:
+        """The whole base against one run after the other; in slabs, so that sums have the same order."""
+        base = next(self.weights)
+        geometry = Geometry(self.unit, self.plan, base, self.factors)
+        starts = range(0, self.unit.rows, self.unit.slab_rows)
+        kept = []
+        for run in self.runs:
+            tuned = next(self.weights)
+            masks = [
+                self.scan(run, start, base[start:stop], tuned[start:stop], base[start:stop].nbytes)
+                for start in starts
+                for stop in [start + self.unit.slab_rows]
+            ]
+            whole = BitMask(torch.cat(masks), (self.unit.rows, self.unit.columns), check=False)
+            row, curves = geometry.rows(run, tuned, whole, self.tallies[run])
+            self.geometry.append(row)
+            if curves:
+                self.curves.append(curves)
+            kept.append(masks)
+        for alike in zip(*kept, strict=True):
+            self.agree(list(alike))
+
+    def scan(self, run: int, start: int, base: torch.Tensor, tuned: torch.Tensor, base_bytes: int) -> torch.Tensor:
+        """Counts of one slab of one run; its packed mask."""
+        raw = op.scan(base, tuned, self.plan.options.rules, Output.all())
+        self.tallies[run].add(start, raw)
+        if self.mask_sink:
+            self.mask_sink(self.unit, run, start, raw.mask)
+        if self.progress:
+            self.progress(tuned.nbytes + (base_bytes if run == self.runs[0] else 0))
+        return raw.mask
+
+    def agree(self, masks: list[torch.Tensor]) -> None:
+        if len(masks) > 1 and masks[0].numel():
+            self.intersections += mask_algebra.pair_counts(masks).cpu()
+            self.votes += mask_algebra.agreement(masks, self.unit.columns).cpu()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +10,17 @@ from .. import packing
 from .._version import __version__
 from ..checkpoint import Checkpoint, Pairing, Status, TensorPair, TensorRef, describe, is_linear, pair
 from ..ops.update_scan import Rule, contract
+from . import cost
 
 # Elements of one slab: large enough for a scan to run at memory speed, small enough that four of bf16 take 256 MiB.
 # Part of the result's definition, because float sums are added slab by slab.
 SLAB_ELEMENTS = 1 << 25
 
-# Bytes read between two savings of finished work: what an interruption can lose. Each saving costs some 10 ms.
-# A small model is saved four times, but not more often than every SMALLEST_PART.
+# Work between two savings: what an interruption can lose, and what a process claims at once. Each saving costs some
+# 10 ms. A small model is saved four times, but not more often than every SMALLEST_PART bytes; with factorisations it is
+# cut into at least 64 parts, so that processes end together.
 PART_BYTES, SMALLEST_PART = 1 << 31, 1 << 26
+PART_FLOPS, FEWEST_PARTS, SMALLEST_FLOPS = 4e12, 64, 2e10
 
 METRICS = ("spectrum", "masks", "energy")
 
@@ -126,8 +127,10 @@ class Plan:
             slabs = unit.slab_rows * 4 * max(ref.row_bytes for ref in refs)
             geometry = 0
             if self.options.metrics and unit.linear:
-                # fp32 base, tuned weight, update and a Gram matrix in fp64, and LAPACK's workspace of its size
-                geometry = 12 * unit.total + 24 * min(unit.rows, unit.columns) ** 2
+                # base and two tuned weights as stored, one of them, the update and a factor's copy in fp32, a Gram
+                # matrix in fp64 and LAPACK's workspace of its size
+                whole = unit.rows * (refs[0].row_bytes + 2 * max(ref.row_bytes for ref in refs[1:]))
+                geometry = whole + 12 * unit.total + 24 * min(unit.rows, unit.columns) ** 2
             peak = max(peak, slabs + masks + counts, geometry)
         return peak
 
@@ -137,15 +140,16 @@ class Plan:
             "version": __version__,
             "slab_elements": SLAB_ELEMENTS,
             "part_bytes": PART_BYTES,
+            "part_flops": PART_FLOPS,
             "options": self.options.describe(),
             "names": list(self.names),
             "base": fingerprint(self.base),
             "tuned": [fingerprint(checkpoint) for checkpoint in self.tuned],
         }
 
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+    def part_cost(self, index: int) -> float:
+        """Relative cost of a part, by which processes share the work."""
+        return sum(cost.seconds(self.units[unit], self.options) for unit in self.parts[index])
 
 
 def fingerprint(checkpoint: Checkpoint) -> dict:
@@ -180,7 +184,7 @@ def make_plan(
             "are they checkpoints of the same model, and do --include and --exclude leave anything?"
             + why_none(pairings)
         )
-    return Plan(base, tuple(tuned), tuple(names), options, pairings, units, split(units))
+    return Plan(base, tuple(tuned), tuple(names), options, pairings, units, split(units, options))
 
 
 def unfit(name: str) -> str | None:
@@ -228,17 +232,20 @@ def make_unit(partners: list[tuple[int, TensorPair]]) -> Unit:
     )
 
 
-def split(units: Sequence[Unit]) -> tuple[tuple[int, ...], ...]:
-    """Consecutive units in parts of about PART_BYTES, or a quarter of everything where that is less."""
+def split(units: Sequence[Unit], options: Options) -> tuple[tuple[int, ...], ...]:
+    """Consecutive units in parts of about PART_BYTES or PART_FLOPS, or a share of everything where that is less."""
+    work = [cost.flops(unit, options) for unit in units]
     limit = min(PART_BYTES, max(SMALLEST_PART, sum(unit.nbytes for unit in units) // 4))
+    flops_limit = min(PART_FLOPS, max(SMALLEST_FLOPS, sum(work) / FEWEST_PARTS))
     parts: list[list[int]] = []
-    size = 0
+    size = flops = 0.0
     for index, unit in enumerate(units):
-        if not parts or size >= limit:
+        if not parts or size >= limit or flops >= flops_limit:
             parts.append([])
-            size = 0
+            size = flops = 0.0
         parts[-1].append(index)
         size += unit.nbytes
+        flops += work[index]
     return tuple(tuple(part) for part in parts)
 
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import cost
+from .cost import Rates
 from .geometry_report import geometry_text
 from .plan import Plan
 from .summary import ledger
 from .text import percent, scientific, table
+
+# Cosine of base and tuned weights below which they are hardly related; fine-tuning leaves it above 0.99.
+RELATED = 0.9
 
 
 def run_table(run: dict) -> str:
@@ -40,12 +45,21 @@ def rules_text(run: dict) -> str:
             uncast, of = counts["changed_uncast"], counts["total_uncast"]
             text += f" (un-cast {percent(1 - uncast / of if of else None)} of {of:,})"
         parts.append(text)
-    return "sparsity by rule: " + ", ".join(parts)
+    text = "sparsity by rule: " + ", ".join(parts)
+    total = run["all"]["total"]
+    if total and run["all"]["changed"]:
+        text += (
+            f"\nan isotropic update of these norms would give {percent(1 - run['all']['changed_isotropic'] / total)}"
+        )
+    return text
 
 
 def pairs_table(pairs: Sequence[dict]) -> str:
     """Agreement of runs, pooled over coordinates, always beside its null models."""
-    header = ("runs", "Jaccard", "if uniform", "if by exponent", "if by margins", "excess", "lift", "z (exponent)")
+    header = (
+        "runs", "Jaccard", "if uniform", "if by exponent", "if by margins", "if isotropic", "excess", "lift",
+        "z (exponent)",
+    )  # fmt: skip
     rows, apart = [], []
     for pair in pairs:
         pooled, title = pair["pooled"], f"{pair['run_a']} ~ {pair['run_b']}"
@@ -59,6 +73,7 @@ def pairs_table(pairs: Sequence[dict]) -> str:
                 f"{pooled['jaccard_bernoulli']:.4f}",
                 f"{pooled['jaccard_exponent']:.4f}",
                 f"{pooled['jaccard_margin']:.4f}",
+                f"{pooled['jaccard_isotropic']:.4f}",
                 f"{pooled['excess_over_exponent']:+.4f}",
                 "-" if pooled["lift"] is None else f"{pooled['lift']:.3f}",
                 f"{pooled['z_exponent']:+.1f}",
@@ -102,6 +117,12 @@ def render(summary: dict, root: Path) -> str:
             lines.append(
                 f"WARNING: NaN or Inf in {len(run['flagged_nonfinite'])} tensors ({names}); left out of the norms"
             )
+        cosine = run["linear"]["cosine"] if run["linear"]["tensors"] else run["all"]["cosine"]
+        if cosine is not None and cosine < RELATED:
+            lines.append(
+                f"WARNING: cosine {cosine:.3f} between base and {run['run']}: it does not look tuned from this base, "
+                "and then nothing here means what it says"
+            )
         lines += ledger_text(summary["ledger"][run["run"]])
     for found in summary["geometry"] or ():
         lines += ["", *geometry_text(found, summary["options"])]
@@ -138,18 +159,60 @@ def plan_dict(plan: Plan) -> dict:
     }
 
 
-def render_plan(plan: Plan) -> str:
+def forecast(plan: Plan, bandwidth: float | None = None, gemm_rate: float | None = None, ranks: int = 1) -> dict:
+    """Operations, and time at given rates, shared by ``ranks`` processes as their claims will share it.
+
+    Args:
+        bandwidth: GB/s that one process reads; None: the rate of docs/scale.md.
+        gemm_rate: TFLOP/s of fp32 products of one process; None: likewise.
+
+    Raises ValueError for rates that are not positive.
+    """
+    if ranks < 1 or any(rate is not None and not rate > 0 for rate in (bandwidth, gemm_rate)):
+        raise ValueError("--bandwidth, --gemm-rate and --ranks must be positive")
+    known = Rates()
+    rates = Rates(
+        bandwidth * 1e9 if bandwidth else known.read,
+        gemm_rate * 1e12 if gemm_rate else known.flops,
+    )
+    costs = [sum(cost.seconds(plan.units[u], plan.options, rates) for u in part) for part in plan.parts]
+    loads = [0.0] * ranks
+    for part in sorted(costs, reverse=True):
+        least = loads.index(min(loads))
+        loads[least] += part
+    return {
+        "flops": sum(cost.flops(unit, plan.options) for unit in plan.units),
+        "ranks": ranks,
+        "read_bytes_per_second": rates.read,
+        "flops_per_second": rates.flops,
+        "seconds_reading": plan.nbytes / rates.read / ranks,
+        "seconds": max(loads),
+        "seconds_of_ranks": loads,
+    }
+
+
+def render_plan(plan: Plan, told: dict) -> str:
     """``--dry-run`` for people."""
     found = plan_dict(plan)
     rows = [(r["run"], str(r["tensors"]), f"{r['total']:,}", gigabytes(r["bytes"])) for r in found["runs"]]
     lines = [
         table(("run", "tensors", "weights", "to read"), rows),
         f"with the base, read once: {gigabytes(found['bytes'])} in {found['parts']} parts",
-        f"memory for weights: about {gigabytes(found['peak_bytes'])} beside the interpreter",
+        f"memory for weights: about {gigabytes(found['peak_bytes'])} per process, beside the interpreter",
+        f"to compute: {told['flops'] / 1e12:.3f} TFLOP (fp64 operations count for two)",
+        f"time: about {duration(told['seconds'])} with {told['ranks']} process{'es' if told['ranks'] > 1 else ''} at "
+        f"{told['read_bytes_per_second'] / 1e9:g} GB/s and {told['flops_per_second'] / 1e12:g} TFLOP/s each "
+        f"({duration(told['seconds_reading'])} of it reading)",
     ]
     for run in found["runs"]:
         lines += [f"{run['run']}:", *("  " + line for line in ledger_text(run["ledger"]))]
     return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def gigabytes(size: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -24,6 +25,14 @@ class Tally:
         self.norms = np.zeros((2, contract.NORMS), dtype=np.float64)
         self.row_counts = np.zeros(unit.rows, dtype=np.int64)
         self.col_counts = np.zeros(unit.columns, dtype=np.int64)
+
+    @cached_property
+    def isotropic(self) -> np.ndarray:
+        """Weights by exponent that an isotropic update of this norm would change, ``[256]``; once all is added."""
+        norm = math.sqrt(self.norms[0, contract.UPDATE_SQUARED])
+        if not math.isfinite(norm):
+            return np.zeros(contract.EXPONENT_BINS)
+        return nulls.isotropic_changed(self.exponent_histogram[0], norm)
 
     def add(self, start_row: int, raw: op.ScanTensors) -> None:
         self.rule_counts += raw.rule_counts.cpu().numpy()
@@ -62,6 +71,7 @@ def tensor_row(unit: Unit, plan: Plan, run: int, tally: Tally) -> dict:
         "rule": str(plan.options.rules[0]),
         "changed": changed,
         "sparsity": sparsity(changed, unit.total),
+        "changed_isotropic": float(tally.isotropic.sum()),
     }
     for rule, (count, uncast) in zip(plan.options.rules, tally.rule_counts.tolist(), strict=True):
         row[f"changed_{rule}"] = count
@@ -138,6 +148,7 @@ def pair_row(unit: Unit, plan: Plan, a: int, b: int, tallies: dict[int, Tally], 
     conditioned = nulls.stratified_intersection(tallies[a].exponent_histogram[0], *by_exponent)
     margins = (counts for run in (a, b) for counts in (tallies[run].row_counts, tallies[run].col_counts))
     margin = nulls.margin_null(*margins)
+    isotropic = isotropic_agreement(tallies[a], tallies[b])
     return {
         "run_a": plan.names[a],
         "run_b": plan.names[b],
@@ -146,7 +157,7 @@ def pair_row(unit: Unit, plan: Plan, a: int, b: int, tallies: dict[int, Tally], 
         "kind": unit.kind,
         "linear": unit.linear,
         "total": unit.total,
-        **agreement_fields(changed_a, changed_b, intersection, uniform, conditioned, margin),
+        **agreement_fields(changed_a, changed_b, intersection, uniform, conditioned, margin, isotropic),
     }
 
 
@@ -157,8 +168,10 @@ def agreement_fields(
     uniform: nulls.IntersectionNull,
     conditioned: nulls.IntersectionNull,
     margin: nulls.MarginNull,
+    isotropic: nulls.MarginNull,
 ) -> dict:
-    """Observed agreement and lift over uniform masks; Bernoulli, exponent-conditioned and row/column-margin nulls.
+    """Observed agreement and lift over uniform masks; Bernoulli, exponent-conditioned, row/column-margin and isotropic
+    nulls, the last of two independent Gaussian updates with the norms of these, rounded to bf16.
 
     Excess is over the exponent-conditioned null; z-scores are of |A & B|. Nulls of one tensor, or sums over several.
     """
@@ -182,7 +195,17 @@ def agreement_fields(
         "intersection_exponent_variance": conditioned.variance,
         "intersection_margin": margin.intersection,
         "union_margin": margin.union,
+        "jaccard_isotropic": isotropic.jaccard,
+        "intersection_isotropic": isotropic.intersection,
+        "union_isotropic": isotropic.union,
     }
+
+
+def isotropic_agreement(a: Tally, b: Tally) -> nulls.MarginNull:
+    """Agreement of two independent isotropic updates with the norms of these."""
+    sizes = a.exponent_histogram[0].astype(np.float64)
+    both = float(np.divide(a.isotropic * b.isotropic, sizes, out=np.zeros_like(sizes), where=sizes > 0).sum())
+    return nulls.MarginNull(both, float((a.isotropic + b.isotropic).sum()) - both)
 
 
 def consensus_row(unit: Unit, votes: torch.Tensor, tallies: list[Tally]) -> dict:

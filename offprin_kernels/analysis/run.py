@@ -13,28 +13,28 @@ import torch
 from .. import _backend, packing
 from .._backend import BackendUnavailable
 from .._env import versions
+from .._version import __version__
 from ..checkpoint.write import SafetensorsWriter
 from ..ops import mask_algebra, update_scan
-from ..output import strict
+from ..output import OutputError, strict
 from . import store as st
-from .masks import mask_writers
+from .masks import part_writers
 from .measure import Progress, measure
+from .parts import difference
 from .plan import Plan, Unit
-from .summary import summarize
+from .scaleout import Claims, Group, Shard, alone
+from .summary import context, summarize
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished analysis: what is in ``summary.json``, and where."""
+    """What an analysis came to: the content of ``summary.json``, or None where other shards have parts to make yet."""
 
     root: Path
-    summary: dict
+    summary: dict | None
     resumed_parts: int
-
-    @property
-    def complete(self) -> bool:
-        """False where tensors were left unmatched or refused."""
-        return self.summary["complete"]
+    missing_parts: int = 0
+    complete: bool = True  # False where tensors were left unmatched or refused, or parts are missing
 
 
 def analyze(
@@ -46,11 +46,13 @@ def analyze(
     overwrite: bool = False,
     progress: Progress | None = None,
     clock: Callable[[], float] = time.time,
+    shard: Shard | None = None,
+    group: Group | None = None,
 ) -> Outcome:
     """Run a plan and write ``tensors.parquet``, ``pairs.parquet`` and ``summary.json`` into ``out``.
 
     An interrupted analysis continues where it stopped when called again with an equal plan; the tables are then
-    byte for byte those of an uninterrupted one. A finished one is returned as it is.
+    byte for byte those of an uninterrupted one, whatever the number of processes. A finished one is returned as it is.
 
     Args:
         plan: from :func:`make_plan`.
@@ -59,6 +61,9 @@ def analyze(
         device: where scans run; weights are streamed there slab by slab.
         overwrite: start anew, whatever analysis the directory holds; what others wrote stays.
         progress: called with bytes of weights as they are dealt with.
+        shard: make only this share of the parts, beside other shards in the same directory. The one that finds all
+            parts made, and itself alone, finishes; :func:`merge` does so later.
+        group: the processes that share the work; each calls this with an equal plan. Only rank 0 returns a summary.
 
     Raises:
         OutputError: ``out`` holds something else, cannot be written to, or another process is at work there.
@@ -68,12 +73,95 @@ def analyze(
     """
     device = torch.device(device)
     check_backend(device)
-    with st.Store.open(out, plan.identity(), overwrite=overwrite) as store:
-        if not store.finished:
-            return carry_out(plan, store, command or [], device, progress, clock)
-        if progress:
-            progress(plan.nbytes)
-        return Outcome(store.root, store.read_summary(), len(plan.parts))
+    if shard and (group or overwrite):
+        what = "torchrun: its processes share the work by themselves" if group else "--overwrite: shards share DIR"
+        raise OutputError(f"--shard does not go with {what}")
+    told = context(plan, command or [])
+    if group:
+        return in_group(plan, Path(out), told, device, overwrite, progress, clock, group)
+    with st.Store.open(out, plan.identity(), told, overwrite=overwrite, shared=shard is not None) as store:
+        if store.finished:
+            return as_it_is(plan, store, progress)
+        started = clock()
+        work = carry_out(plan, store, shard or alone, device, progress)
+        missing = store.parts.missing(len(plan.parts)) if shard else []
+        summary = None
+        if not missing and (shard is None or store.own()):
+            summary = store.read_summary() if store.finished else finish(store)
+        work.log(store, started, clock())
+        complete = plan.complete and summary is not None
+        return Outcome(store.root, summary, work.resumed, len(missing), complete)
+
+
+def merge(out: str | Path, others: tuple[str | Path, ...] = ()) -> Outcome:
+    """Finish what shards left in ``out``; parts that lie in ``others``, made of the same plan, are copied first.
+
+    Raises OutputError: no analysis there, parts of another version or plan, parts missing, another process at work.
+    """
+    with st.Store.reopen(out, __version__) as store:
+        if store.finished:
+            summary = store.read_summary()
+            return Outcome(store.root, summary, 0, complete=summary["complete"])
+        told = store.read_context()
+        mine = store.stored_plan()
+        for other in others:
+            with st.Store.reopen(other, __version__) as second:
+                theirs = second.stored_plan()
+                if mine != theirs:
+                    raise OutputError(f"{other} holds parts of {difference(mine or {}, theirs or {})}; not merged")
+                store.parts.take(second.parts, told["parts"])
+        store.parts.check(told["parts"])
+        summary = finish(store)
+        return Outcome(store.root, summary, told["parts"], complete=summary["complete"])
+
+
+def in_group(
+    plan: Plan,
+    out: Path,
+    told: dict,
+    device: torch.device,
+    overwrite: bool,
+    progress: Progress | None,
+    clock: Callable[[], float],
+    group: Group,
+) -> Outcome:
+    """Rank 0 opens and finishes; all work in between."""
+    if not group.first:
+        mine = st.digest(plan.identity())
+        theirs = group.wait_for("open")
+        if theirs is None:
+            return Outcome(out, None, len(plan.parts), complete=plan.complete)
+        if theirs != mine:
+            raise OutputError("this process sees other files, options or versions than rank 0 does; give all the same")
+        store = st.Store(out, plan.identity())
+        started = clock()
+        work = carry_out(plan, store, group, device, progress)
+        work.log(store, started, clock())
+        group.done()
+        group.wait_for("finished")
+        return Outcome(out, None, work.resumed, complete=plan.complete)
+    try:
+        with st.Store.open(out, plan.identity(), told, overwrite=overwrite) as store:
+            if store.finished:
+                group.tell("finished")
+                return as_it_is(plan, store, progress)
+            group.tell("open", st.digest(plan.identity()))
+            started = clock()
+            work = carry_out(plan, store, group, device, progress)
+            group.done()
+            summary = finish(store)
+            work.log(store, started, clock())
+            group.tell("finished")
+            return Outcome(store.root, summary, work.resumed, complete=plan.complete)
+    except BaseException as error:
+        group.tell("failed", str(error) or type(error).__name__)
+        raise
+
+
+def as_it_is(plan: Plan, store: st.Store, progress: Progress | None) -> Outcome:
+    if progress:
+        progress(plan.nbytes)
+    return Outcome(store.root, store.read_summary(), len(plan.parts), complete=plan.complete)
 
 
 def check_backend(device: torch.device) -> None:
@@ -88,42 +176,63 @@ def check_backend(device: torch.device) -> None:
             _backend.threads()
 
 
-def carry_out(
-    plan: Plan,
-    store: st.Store,
-    command: list[str],
-    device: torch.device,
-    progress: Progress | None,
-    clock: Callable[[], float],
-) -> Outcome:
-    """Measure the parts that are not there yet, then finish."""
-    started = clock()
-    resumed = read_bytes = 0
-    writers = mask_writers(plan, store.root) if plan.options.save_masks else []
-    if not all(writer.resumed for writer in writers):
-        # masks of finished parts are gone (moved away, or already renamed when the run was cut short)
-        store.drop_parts()
-    for index, part in enumerate(plan.parts):
-        size = sum(plan.units[unit].nbytes for unit in part)
-        if store.has_part(index):
-            resumed += 1
+@dataclass
+class Work:
+    """What one process did."""
+
+    resumed: int = 0
+    made: int = 0
+    read_bytes: int = 0
+
+    def log(self, store: st.Store, started: float, now: float) -> None:
+        seconds = now - started
+        store.log(
+            {
+                "finished": now,
+                "seconds": seconds,
+                "bytes_read": self.read_bytes,
+                "made_parts": self.made,
+                "resumed_parts": self.resumed,
+            }
+        )
+
+
+def carry_out(plan: Plan, store: st.Store, claims: Claims, device: torch.device, progress: Progress | None) -> Work:
+    """Measure the claimed parts that are not there yet."""
+    work = Work()
+    for index in claims(plan):
+        size = sum(plan.units[unit].nbytes for unit in plan.parts[index])
+        if store.parts.has(index):
+            work.resumed += 1
             if progress:
                 progress(size)
             continue
-        results = [
-            measure(plan.units[unit], plan, device=device, mask_sink=mask_sink(writers), progress=progress)
-            for unit in part
-        ]
+        make_part(plan, store, index, device, progress)
+        work.made += 1
+        work.read_bytes += size
+    return work
+
+
+def make_part(plan: Plan, store: st.Store, index: int, device: torch.device, progress: Progress | None) -> None:
+    """Measure the units of one part and store their rows, and their masks where these are wanted."""
+    units = [plan.units[unit] for unit in plan.parts[index]]
+    partial = store.parts.begin(index)
+    writers: list[SafetensorsWriter] = []
+    try:
+        if plan.options.save_masks:
+            writers = part_writers(plan, units, partial)
+        tables: dict[str, list[dict]] = {table: [] for table in st.TABLES}
+        for result in measure(units, plan, device=device, mask_sink=mask_sink(writers), progress=progress):
+            for table, rows in tables.items():
+                rows += getattr(result, table)
         for writer in writers:
-            writer.sync()
-        store.write_part(index, {table: [row for r in results for row in getattr(r, table)] for table in st.TABLES})
-        read_bytes += size
-    for writer in writers:
-        writer.finish()
-    summary = finish(plan, store, command)
-    seconds = clock() - started
-    store.log({"finished": clock(), "seconds": seconds, "bytes_read": read_bytes, "resumed_parts": resumed})
-    return Outcome(store.root, summary, resumed)
+            writer.finish()
+        store.write_part(partial, index, tables)
+    except BaseException:
+        for writer in writers:
+            writer.close()
+        store.parts.abandon(partial)
+        raise
 
 
 def mask_sink(writers: list[SafetensorsWriter]):
@@ -138,16 +247,24 @@ def mask_sink(writers: list[SafetensorsWriter]):
     return sink
 
 
-def finish(plan: Plan, store: st.Store, command: list[str]) -> dict:
+def finish(store: st.Store) -> dict:
     """Merge the parts into tables, write the summary last (it marks the analysis as finished), drop the parts."""
-    store.check_parts(len(plan.parts))
-    tables = st.tables(len(plan.tuned), plan.options.metrics)
+    told = store.read_context()
+    parts, names, options = told["parts"], told["names"], told["options"]
+    store.parts.check(parts)
+    tables = st.tables(len(names), options["metrics"])
     for table in tables:
-        store.merge_parts(table, len(plan.parts))
-    consensus = store.rows("consensus") if "consensus" in tables else []
-    provenance = {"command": command, "environment": versions()}
-    geometry = store.rows("geometry") if "geometry" in tables else []
-    summary = strict(summarize(plan, store.columns("tensors"), store.columns("pairs"), consensus, geometry, provenance))
+        store.parts.merge(table, parts, store.root / f"{table}.parquet")
+    if options["save_masks"]:
+        for run, name in enumerate(names):
+            store.parts.merge_masks(run, parts, store.root / st.MASKS / f"{name}.safetensors")
+    found = {
+        "tensors": store.columns("tensors"),
+        "pairs": store.columns("pairs"),
+        "consensus": store.rows("consensus") if "consensus" in tables else [],
+        "geometry": store.rows("geometry") if "geometry" in tables else [],
+    }
+    summary = strict(summarize(told, found, versions()))
     store.write_summary(summary)
     store.drop_parts()
     return summary

@@ -14,11 +14,19 @@ NORM_COLUMNS = ("base_norm", "update_norm", "relative_update", "base_dot_update"
 SPECTRUM_COLUMNS = """
     left_degrees right_degrees left_median_degrees right_median_degrees resolution_degrees converged base_error_degrees
     method wedin_degrees gap nss nss_error nss_mirsky nss_isotropic nss_k largest_shift update_spectral_norm
-    stable_rank_base stable_rank_update
+    ky_fan ky_fan_shift left_degrees_isotropic right_degrees_isotropic
+    stable_rank_base stable_rank_tuned stable_rank_update update_top_energy
 """.split()
-ENERGY_COLUMNS = [f"energy_{side}{null}" for side in ("left", "right", "both") for null in ("", "_isotropic")]
+ENERGY_COLUMNS = [
+    f"energy_{side}{what}" for side in ("left", "right", "both") for what in ("", "_isotropic", "_z")
+]  # fmt: skip
 WEIGHT_MASKS = ("principal", "low", "safe")
-OVERLAP_COLUMNS = ("size", "changed", "expected_uniform", "expected_exponent", "variance_exponent")
+# null models of an overlap: uniform (Bernoulli), by exponent of W0, by row and column densities, isotropic update
+NULLS = ("uniform", "exponent", "margin", "isotropic")
+OVERLAP_COLUMNS = (
+    "size", "changed", *(f"expected_{null}" for null in NULLS),
+    "variance_uniform", "variance_exponent", "excess", "z_uniform", "z_exponent",
+)  # fmt: skip
 
 GEOMETRY_KEYS = "run name layer kind rows columns k alpha note".split()
 GEOMETRY_COLUMNS = {
@@ -47,26 +55,36 @@ FLOAT = frozenset(
         "jaccard_margin",
         "intersection_margin",
         "union_margin",
+        "jaccard_isotropic",
+        "intersection_isotropic",
+        "union_isotropic",
+        "changed_isotropic",
         *(name for name in SPECTRUM_COLUMNS if name not in ("converged", "method")),
         *ENERGY_COLUMNS,
+        "resolution_degrees",
         "alpha",
         *(f"{kind}_{what}" for kind in WEIGHT_MASKS for what in OVERLAP_COLUMNS[2:]),
     ]
 )
 BOOL = frozenset(["linear", "flagged_nonfinite", "converged"])
 LIST = frozenset(["shape", "ulp_histogram", "exponent_all", "exponent_changed", "coordinates", "counts"])
-FLOAT_LIST = frozenset(["expected_uniform", "expected_exponent"])
+CURVES = ("left", "right", "left_isotropic", "right_isotropic", "values_base", "values_tuned")
+FLOAT_LIST = frozenset(["expected_uniform", "expected_exponent", *CURVES])
 
 # Columns of tables that may be empty, in order; those of ``tensors`` come from its rows.
 COLUMNS = {
     "pairs": """
         run_a run_b name layer kind linear total changed_a changed_b intersection union jaccard lift jaccard_bernoulli
         jaccard_exponent jaccard_margin excess_over_exponent z_bernoulli z_exponent intersection_exponent
-        intersection_exponent_variance intersection_margin union_margin
+        intersection_exponent_variance intersection_margin union_margin jaccard_isotropic intersection_isotropic
+        union_isotropic
     """.split(),
     "consensus": "name layer kind runs total coordinates expected_uniform expected_exponent".split(),
     "stripes": "run name axis length counts".split(),
     "geometry": [*GEOMETRY_KEYS, *(column for columns in GEOMETRY_COLUMNS.values() for column in columns)],
+    # one row per matrix and run: all k principal angles (null below resolution), those of an isotropic update of the
+    # same norm, and the top k singular values
+    "curves": ["run", "name", "layer", "kind", "k", "resolution_degrees", *CURVES],
 }
 
 

@@ -1,8 +1,13 @@
-"""The output directory: parts while running, tables at the end; nothing is ever half written under its final name."""
+"""The output directory: parts while running, tables at the end; nothing is ever half written under its final name.
+
+One process has it for itself, or several share it: the processes of a group, whose first one holds the lock, or shards,
+which know nothing of each other and hold a shared lock.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -14,11 +19,15 @@ import numpy as np
 
 from ..checkpoint.write import atomic_write_bytes
 from ..output import LOCK, OutputError, dump, lock, read_json
+from .parts import PARTS, Parts
 from .plan import unfit
-from .schema import COLUMNS, arrow_schema, is_list, numpy_dtype
+from .schema import is_list, numpy_dtype
 
-PLAN, PARTS, MASKS, SUMMARY, LOG = "plan.json", "parts", "masks", "summary.json", "run_log.jsonl"
-TABLES = ("tensors", "pairs", "consensus", "stripes", "geometry")
+PLAN, CONTEXT, MASKS, SUMMARY, LOG = "plan.json", "context.json", "masks", "summary.json", "run_log.jsonl"
+REPORT = "report.html"
+TABLES = ("tensors", "pairs", "consensus", "stripes", "geometry", "curves")
+# what a process that is just claiming the directory leaves there for a moment
+CLAIMING = re.compile(rf"\.({PLAN}|{CONTEXT})\..*\.tmp")
 
 # By these keys a file is known as ours; --overwrite deletes nothing without such proof.
 PLAN_KEYS = {"version", "slab_elements", "part_bytes", "options", "names"}
@@ -27,7 +36,7 @@ SUMMARY_KEYS = {"complete", "options", "runs", "ledger", "provenance"}
 
 def tables(runs: int, metrics: Sequence[str]) -> list[str]:
     """Tables of an analysis of that many runs, with these metrics."""
-    left_out = {"consensus": runs == 1, "geometry": not metrics}
+    left_out = {"consensus": runs == 1, "geometry": not metrics, "curves": "spectrum" not in metrics}
     return [table for table in TABLES if not left_out.get(table)]
 
 
@@ -37,24 +46,38 @@ def mask_names(identity: dict) -> list[str]:
     return [name for name in names if isinstance(name, str) and not unfit(name)]
 
 
+def digest(identity: dict) -> str:
+    """What a part says of the plan that it belongs to."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def ours_in_passing(name: str) -> bool:
+    """Whether a file of a directory without a plan is no one else's."""
+    return name in (LOCK, CONTEXT) or CLAIMING.fullmatch(name) is not None
+
+
 class Store:
     """One analysis' directory, locked while it is written to. Close it, or use it in a ``with`` statement."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, identity: dict) -> None:
         self.root = root
+        self.parts = Parts(root, digest(identity))
         self._lock: int | None = None
 
     @classmethod
-    def open(cls, root: str | Path, identity: dict, *, overwrite: bool = False) -> Store:
+    def open(
+        cls, root: str | Path, identity: dict, context: dict, *, overwrite: bool = False, shared: bool = False
+    ) -> Store:
         """Claim an empty directory, or continue one of the same plan.
 
+        ``context`` is what the summary will say beside numbers, kept so that a later process can finish the work.
         Raises OutputError where the directory holds another analysis or foreign files, or cannot be written to.
         """
-        store = cls(Path(root))
+        store = cls(Path(root), identity)
         try:
             store.check(identity, overwrite)
             if overwrite or not store.finished:
-                store.claim(identity, overwrite)
+                store.claim(identity, context, overwrite, shared)
         except OSError as error:
             store.close()
             sentence = f"{error.strerror or error} ({error.filename or root})"
@@ -66,15 +89,48 @@ class Store:
             raise
         return store
 
-    def claim(self, identity: dict, overwrite: bool) -> None:
+    @classmethod
+    def reopen(cls, root: str | Path, version: str) -> Store:
+        """A directory with a plan, for itself, to finish what shards left there.
+
+        Raises OutputError where there is no plan, another process is at work, or the plan is of another version.
+        """
+        root = Path(root)
+        stored = cls(root, {}).stored_plan()
+        if stored is None:
+            raise OutputError(f"{root} holds no analysis; name the --out directory of one")
+        if stored["version"] != version:
+            raise OutputError(
+                f"{root} holds parts of version {stored['version']} of offprin-kernels (this is {version}); "
+                "merge them with that version, or analyze anew"
+            )
+        store = cls(root, stored)
+        if not store.finished:
+            store._lock = lock(root)
+        return store
+
+    def claim(self, identity: dict, context: dict, overwrite: bool, shared: bool) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
-        self._lock = lock(self.root)
+        self._lock = lock(self.root, shared=shared)
         # once more: until now another process may have been at work here
         self.check(identity, overwrite)
         if overwrite:
             self.clear()
-        if not (self.root / PLAN).exists():
+        if not all((self.root / name).exists() for name in (PLAN, CONTEXT)):
+            # the plan comes last: where there is one, there is the other
+            atomic_write_bytes(self.root / CONTEXT, dump(context))
             atomic_write_bytes(self.root / PLAN, dump(identity))
+        if not shared:
+            self.parts.drop(only_partial=True)
+
+    def own(self) -> bool:
+        """Have the directory for itself from now on, if no other process is at work there."""
+        self.close()
+        try:
+            self._lock = lock(self.root)
+        except OutputError:
+            return False
+        return True
 
     def close(self) -> None:
         """Let other processes write here."""
@@ -104,7 +160,7 @@ class Store:
                         "move it away or choose another --out"
                     )
         elif stored is None:
-            if self.root.exists() and any(path.name != LOCK for path in self.root.iterdir()):
+            if self.root.exists() and not all(ours_in_passing(path.name) for path in self.root.iterdir()):
                 raise OutputError(
                     f"{self.root} is not empty and holds no analysis; choose another --out, or --overwrite"
                 )
@@ -145,15 +201,15 @@ class Store:
         with contextlib.suppress(OutputError, KeyError, TypeError):
             summary = self.read_summary()
             return mask_names({**summary, "names": [run["run"] for run in summary["runs"]]})
-        return [] if any((part / "tensors.parquet").exists() for part in self.part_folders()) else None
+        return [] if any((part / "tensors.parquet").exists() for part in self.parts.folders()) else None
 
     def written(self, masks: Sequence[str] | None) -> list[Path]:
         """What an analysis with these masks writes, but for its plan; the summary, which ends it, comes first."""
         if masks is None:
             return []
-        names = [SUMMARY, *(f"{table}.parquet{end}" for table in TABLES for end in ("", ".partial")), LOG]
+        names = [SUMMARY, *(f"{table}.parquet{end}" for table in TABLES for end in ("", ".partial")), LOG, REPORT]
         names += [f"{MASKS}/{run}.safetensors{end}" for run in masks for end in ("", ".partial")]
-        return [*(self.root / name for name in names), *self.part_folders()]
+        return [*(self.root / name for name in names), self.root / CONTEXT, *self.parts.folders()]
 
     def clear(self) -> None:
         """Remove what an analysis wrote, and nothing else; the plan, which proves the rest ours, goes last."""
@@ -164,70 +220,15 @@ class Store:
                 (self.root / folder).rmdir()
         (self.root / PLAN).unlink(missing_ok=True)
 
-    # ---- parts: a folder of small parquet files, renamed into place when complete
+    # ---- results
 
-    def part_path(self, index: int) -> Path:
-        return self.root / PARTS / f"{index:05d}"
-
-    def part_folders(self) -> list[Path]:
-        """Parts on the disk, half-written ones too."""
-        found = sorted((self.root / PARTS).glob("*"))
-        return [path for path in found if re.fullmatch(r"\d{5,}(\.partial)?", path.name) and path.is_dir()]
-
-    def has_part(self, index: int) -> bool:
-        return (self.part_path(index) / "tensors.parquet").exists()
-
-    def check_parts(self, parts: int) -> None:
-        """Raise OutputError unless every part is there: tables made of fewer would be wrong."""
-        lost = sum(not self.has_part(index) for index in range(parts))
-        if lost:
-            raise OutputError(
-                f"{self.root / PARTS} has lost {lost} of {parts} finished parts; the same command makes them again"
-            )
-
-    def write_part(self, index: int, tables: dict[str, list[dict]]) -> None:
-        """Atomic. Rows by table name; a table without rows may be left out."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        partial = self.part_path(index).with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            for table, rows in tables.items():
-                if rows:
-                    arrow = pa.Table.from_pylist(rows, schema=arrow_schema(list(rows[0])))
-                    sink = pa.BufferOutputStream()
-                    pq.write_table(arrow, sink, compression="zstd")
-                    atomic_write_bytes(partial / f"{table}.parquet", sink.getvalue().to_pybytes())
-            os.replace(partial, self.part_path(index))
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-
-    def merge_parts(self, table: str, parts: int) -> None:
-        """Write ``<table>.parquet`` from all parts, one row group each, without holding more than one in memory."""
-        import pyarrow.parquet as pq
-
-        files = [self.part_path(index) / f"{table}.parquet" for index in range(parts)]
-        files = [file for file in files if file.exists()]
-        wanted = arrow_schema(COLUMNS[table]) if not files else pq.read_schema(files[0])
-        partial = self.root / f"{table}.parquet.partial"
-        try:
-            with pq.ParquetWriter(partial, wanted, compression="zstd") as writer:
-                for file in files:
-                    writer.write_table(pq.read_table(file, schema=wanted))
-            os.replace(partial, self.root / f"{table}.parquet")
-        finally:
-            partial.unlink(missing_ok=True)
+    def write_part(self, partial: Path, index: int, tables: dict[str, list[dict]]) -> None:
+        self.parts.write(partial, index, tables)
 
     def drop_parts(self) -> None:
-        """Forget what was finished."""
-        for path in self.part_folders():
-            shutil.rmtree(path, ignore_errors=True)
-        with contextlib.suppress(OSError):  # absent, or holds files of others
-            (self.root / PARTS).rmdir()
-
-    # ---- results
+        """Forget what a finished analysis needs no more."""
+        self.parts.drop()
+        (self.root / CONTEXT).unlink(missing_ok=True)
 
     @property
     def finished(self) -> bool:
@@ -249,6 +250,13 @@ class Store:
 
     def write_summary(self, summary: dict) -> None:
         atomic_write_bytes(self.root / SUMMARY, dump(summary))
+
+    def read_context(self) -> dict:
+        """Raises OutputError where it is lost."""
+        found = read_json(self.root / CONTEXT, "the command that began the analysis makes all anew with --overwrite")
+        if not isinstance(found, dict):
+            raise OutputError(f"{self.root / CONTEXT} is damaged; begin the analysis anew with --overwrite")
+        return found
 
     def read_summary(self) -> dict:
         """Raises OutputError where it is not one of ours."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 
 import numpy as np
@@ -11,68 +12,101 @@ from ..checkpoint import Checkpoint, Pairing
 from ..nulls import IntersectionNull, MarginNull, stratified_intersection
 from .plan import Plan
 from .rows import agreement_fields, sparsity
-from .schema import ENERGY_COLUMNS, WEIGHT_MASKS
+from .schema import ENERGY_COLUMNS, NULLS, WEIGHT_MASKS
 
 Columns = dict[str, np.ndarray]
 
 SUMMED = ("sign_flips", "zero_to_nonzero", "nonzero_to_zero", "nan_base", "inf_base", "nan_tuned", "inf_tuned")
 
 
-def summarize(
-    plan: Plan, tensors: Columns, pairs: Columns, consensus: list[dict], geometry: list[dict], provenance: dict
-) -> dict:
-    """The content of ``summary.json``; deterministic for a plan and its files."""
+def context(plan: Plan, command: list[str]) -> dict:
+    """What a summary says beside numbers: known before the first weight is read, and all that finishing needs."""
     return {
         "complete": plan.complete,
         "options": plan.options.describe(),
-        "runs": [run_summary(plan, name, tensors) for name in plan.names],
-        "pairs": [pair_summary(a, b, pairs) for a, b in itertools.combinations(plan.names, 2)],
-        "mean_jaccard": mean_jaccard(pairs),
-        "consensus": consensus_summary(consensus, len(plan.names)),
-        "geometry": [geometry_summary(plan, name, geometry) for name in plan.names] if plan.options.metrics else None,
-        "provenance": {
-            **provenance,
-            "base": source(plan.base),
-            "tuned": [source(checkpoint) for checkpoint in plan.tuned],
-        },
+        "names": list(plan.names),
+        "parts": len(plan.parts),
+        "command": command,
+        "base": {**source(plan.base), "config": plan.base.config},
+        "tuned": [source(checkpoint) for checkpoint in plan.tuned],
         "ledger": {name: ledger(pairing) for name, pairing in zip(plan.names, plan.pairings, strict=True)},
     }
 
 
-def run_summary(plan: Plan, name: str, tensors: Columns) -> dict:
+def summarize(context: dict, tables: dict, environment: dict) -> dict:
+    """The content of ``summary.json``; deterministic for a plan and its files.
+
+    ``tables``: columns of ``tensors`` and ``pairs``; rows of ``consensus`` and ``geometry``, empty if there are none.
+    """
+    options, names = context["options"], context["names"]
+    tensors, pairs = tables["tensors"], tables["pairs"]
+    geometry = [geometry_summary(options, name, tables["geometry"], tensors) for name in names]
+    return {
+        "complete": context["complete"],
+        "options": options,
+        "runs": [run_summary(options, name, tensors) for name in names],
+        "pairs": [pair_summary(a, b, pairs) for a, b in itertools.combinations(names, 2)],
+        "mean_jaccard": mean_jaccard(pairs),
+        "consensus": consensus_summary(tables["consensus"], len(names)),
+        "geometry": geometry if options["metrics"] else None,
+        "provenance": {
+            "command": context["command"],
+            "environment": environment,
+            "base": context["base"],
+            "tuned": context["tuned"],
+        },
+        "ledger": context["ledger"],
+    }
+
+
+def run_summary(options: dict, name: str, tensors: Columns) -> dict:
     """Totals of one tuned run: all compared tensors, linear layers only, by kind and by layer."""
     rows = select(tensors, tensors["run"] == name)
     layers = [layer for layer in dict.fromkeys(rows["layer"]) if layer is not None]
     return {
         "run": name,
-        "all": totals(plan, rows),
-        "linear": totals(plan, select(rows, rows["linear"])),
-        "by_kind": {kind: totals(plan, select(rows, rows["kind"] == kind)) for kind in dict.fromkeys(rows["kind"])},
-        "by_layer": {str(layer): totals(plan, select(rows, rows["layer"] == layer)) for layer in layers},
+        "all": totals(options, rows),
+        "linear": totals(options, select(rows, rows["linear"])),
+        "by_kind": {kind: totals(options, select(rows, rows["kind"] == kind)) for kind in dict.fromkeys(rows["kind"])},
+        "by_layer": {str(layer): totals(options, select(rows, rows["layer"] == layer)) for layer in layers},
         "cast": rows["name"][rows["status"] == "cast"].tolist(),
         "partial": rows["name"][rows["status"] == "partial"].tolist(),
         "flagged_nonfinite": rows["name"][rows["flagged_nonfinite"]].tolist(),
     }
 
 
-def geometry_summary(plan: Plan, name: str, rows: list[dict]) -> dict:
-    """Geometry of one run's linear layers: medians over matrices by kind and of all; overlaps pooled."""
+def geometry_summary(options: dict, name: str, rows: list[dict], tensors: Columns) -> dict:
+    """Geometry of one run's linear layers: medians over matrices by kind, by layer and of all; overlaps pooled."""
     found = [row for row in rows if row["run"] == name]
     good = [row for row in found if row["note"] is None]
     kinds = dict.fromkeys(row["kind"] for row in good)
+    layers = [layer for layer in dict.fromkeys(row["layer"] for row in good) if layer is not None]
+    skipped = select(tensors, (tensors["run"] == name) & ~tensors["linear"])
     return {
         "run": name,
         "left_out": [{"name": row["name"], "why": row["note"]} for row in found if row["note"] is not None],
-        "all": geometry_of(plan, good),
-        "by_kind": {kind: geometry_of(plan, [row for row in good if row["kind"] == kind]) for kind in kinds},
+        "skipped": {
+            "why": "no linear layer: vectors, embeddings and the head have no geometry here (arXiv 2511.08567, 5.1)",
+            "names": skipped["name"].tolist(),
+        },
+        "all": geometry_of(options, good),
+        "by_kind": {kind: geometry_of(options, [row for row in good if row["kind"] == kind]) for kind in kinds},
+        "by_layer": {str(at): geometry_of(options, [row for row in good if row["layer"] == at]) for at in layers},
     }
 
 
-def geometry_of(plan: Plan, rows: list[dict]) -> dict:
+# medians over matrices
+SPECTRUM_MEDIANS = (
+    "left_degrees_isotropic", "right_degrees_isotropic", "nss", "nss_k", "nss_isotropic", "nss_mirsky",
+    "stable_rank_base", "stable_rank_tuned", "stable_rank_update", "update_top_energy",
+)  # fmt: skip
+
+
+def geometry_of(options: dict, rows: list[dict]) -> dict:
     result: dict = {"matrices": len(rows)}
     if not rows:
         return result
-    if "spectrum" in plan.options.metrics:
+    if "spectrum" in options["metrics"]:
         result |= {
             "resolved": sum(row["left_degrees"] is not None or row["right_degrees"] is not None for row in rows),
             "not_converged": sum(not row["converged"] for row in rows),
@@ -80,29 +114,56 @@ def geometry_of(plan: Plan, rows: list[dict]) -> dict:
             # a matrix below its resolution counts as the smallest: medians stay honest while half are resolved
             "left_degrees": resolved_median(rows, "left_degrees"),
             "right_degrees": resolved_median(rows, "right_degrees"),
-            "nss": median(rows, "nss"),
-            "nss_isotropic": median(rows, "nss_isotropic"),
-            "nss_mirsky": median(rows, "nss_mirsky"),
+            **{column: median(rows, column) for column in SPECTRUM_MEDIANS},
+            "bounds": {name: bound_of(rows, *columns) for name, columns in BOUNDS.items()},
         }
-    if "energy" in plan.options.metrics:
+    if "energy" in options["metrics"]:
         result |= {column: median(rows, column) for column in ENERGY_COLUMNS}
-    if "masks" in plan.options.metrics:
+    if "masks" in options["metrics"]:
         total, changed = sum(row["rows"] * row["columns"] for row in rows), sum(row["changed"] for row in rows)
         result["overlaps"] = {kind: overlap(rows, kind, total, changed) for kind in WEIGHT_MASKS}
     return result
 
 
-def overlap(rows: list[dict], kind: str, total: int, changed: int) -> dict:
-    """Share of changed weights inside a weight mask, pooled; by chance, and by chance within each exponent."""
-    summed = {key: sum(row[f"{kind}_{key}"] for row in rows) for key in ("size", "changed", "expected_exponent")}
-    null = IntersectionNull(summed["expected_exponent"], sum(row[f"{kind}_variance_exponent"] for row in rows))
-    uniform = sum(row[f"{kind}_expected_uniform"] for row in rows)
+# name -> (columns of observations, column of the bound)
+BOUNDS = {
+    "mirsky": (("nss",), "nss_mirsky"),
+    "weyl": (("largest_shift",), "update_spectral_norm"),
+    "wedin": (("left_degrees", "right_degrees"), "wedin_degrees"),
+    "ky_fan": (("ky_fan_shift",), "ky_fan"),
+}
+
+
+def bound_of(rows: list[dict], observed: tuple[str, ...], bound: str) -> dict:
+    """Largest share of a bound that was observed, the median share, and how many matrices exceed it (none should)."""
+    shares = []
+    for row in rows:
+        seen = [row[column] for column in observed if row[column] is not None]
+        if seen and row[bound]:
+            shares.append(max(seen) / row[bound])
     return {
-        "density": summed["size"] / total,
-        "overlap": summed["changed"] / changed if changed else None,
-        "expected_uniform": uniform / changed if changed else None,
-        "expected_exponent": null.mean / changed if changed else None,
-        "z_exponent": null.z_score(summed["changed"]),
+        "matrices": len(shares),
+        "largest_share": max(shares, default=None),
+        "median_share": float(np.median(shares)) if shares else None,
+        "exceeded": sum(share > 1 for share in shares),
+    }
+
+
+def overlap(rows: list[dict], kind: str, total: int, changed: int) -> dict:
+    """Share of changed weights inside a weight mask, pooled, beside what each null model expects."""
+    sums = {
+        key: sum(row[f"{kind}_{key}"] for row in rows)
+        for key in ("size", "changed", "variance_exponent", "variance_uniform", *(f"expected_{null}" for null in NULLS))
+    }
+    expected = {null: sums[f"expected_{null}"] / changed if changed else None for null in NULLS}
+    observed = sums["changed"] / changed if changed else None
+    return {
+        "density": sums["size"] / total,
+        "overlap": observed,
+        **{f"expected_{null}": share for null, share in expected.items()},
+        "excess": (sums["changed"] - sums["expected_exponent"]) / changed if changed else None,
+        "z_uniform": IntersectionNull(sums["expected_uniform"], sums["variance_uniform"]).z_score(sums["changed"]),
+        "z_exponent": IntersectionNull(sums["expected_exponent"], sums["variance_exponent"]).z_score(sums["changed"]),
     }
 
 
@@ -121,13 +182,15 @@ def select(columns: Columns, keep: np.ndarray) -> Columns:
     return {name: values[keep] for name, values in columns.items()}
 
 
-def totals(plan: Plan, rows: Columns) -> dict:
+def totals(options: dict, rows: Columns) -> dict:
     """Integer counts summed, one division at the end. Norms leave out tensors with NaN or Inf, which are flagged."""
     total, changed = int(rows["total"].sum()), int(rows["changed"].sum())
     finite = select(rows, ~rows["flagged_nonfinite"])
     base, update = (float(np.sqrt((finite[key] ** 2).sum())) for key in ("base_norm", "update_norm"))
+    along = base**2 + float(finite["base_dot_update"].sum())
+    tuned = math.sqrt(max(0.0, 2 * along - base**2 + update**2))
     rules = {}
-    for rule in map(str, plan.options.rules):
+    for rule in options["rules"]:
         uncast = rows[f"changed_uncast_{rule}"]
         known = np.array([count is not None for count in uncast], dtype=bool)
         rules[rule] = {
@@ -140,11 +203,15 @@ def totals(plan: Plan, rows: Columns) -> dict:
         "total": total,
         "changed": changed,
         "sparsity": sparsity(changed, total),
+        # of an isotropic update with each tensor's norm, rounded to bf16
+        "changed_isotropic": float(rows["changed_isotropic"].sum()),
         "rules": rules,
         **{key: int(rows[key].sum()) for key in SUMMED},
         "base_norm": base,
         "update_norm": update,
         "relative_update": update / base if base else None,
+        # of all weights of base and run, as one vector each
+        "cosine": along / (base * tuned) if base and tuned else None,
         "update_max": float(finite["update_max"].max()) if len(finite["update_max"]) else None,
     }
 
@@ -165,13 +232,16 @@ def pair_summary(a: str, b: str, pairs: Columns) -> dict:
         for key in ("intersection_exponent", "intersection_exponent_variance", "intersection_margin", "union_margin")
     )
     conditioned, margin = IntersectionNull(exponent, variance), MarginNull(intersection, union)
+    isotropic = MarginNull(*(float(rows[key].sum()) for key in ("intersection_isotropic", "union_isotropic")))
     tensors = len(rows["name"])
     return {
         "run_a": a,
         "run_b": b,
         "tensors": tensors,
         "total": total,
-        "pooled": agreement_fields(a_changed, b_changed, both, uniform, conditioned, margin) if tensors else None,
+        "pooled": agreement_fields(a_changed, b_changed, both, uniform, conditioned, margin, isotropic)
+        if tensors
+        else None,
         "mean_over_tensors": mean_jaccard(rows),
     }
 
@@ -183,7 +253,8 @@ def mean_jaccard(pairs: Columns) -> dict | None:
     """
     rows = select(pairs, pairs["union"] > 0)
     counted = len(rows["name"])
-    keys = ("jaccard", "jaccard_bernoulli", "jaccard_exponent", "jaccard_margin", "excess_over_exponent")
+    keys = ("jaccard", "jaccard_bernoulli", "jaccard_exponent", "jaccard_margin", "jaccard_isotropic",
+            "excess_over_exponent")  # fmt: skip
     return {"counted": counted, **{key: float(rows[key].mean()) for key in keys}} if counted else None
 
 

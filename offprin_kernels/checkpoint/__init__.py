@@ -1,7 +1,8 @@
 """Model checkpoints: read lazily, pair by name with a full ledger, write atomically.
 
-``Checkpoint.open(source)`` reads headers only; ``pair(base, tuned)`` says what can be compared and accounts for every
-tensor of both sides; weights then come in row slabs, ``pair.base.read(base, start, stop)``.
+``Checkpoint.open(source)`` reads headers only, of safetensors, PyTorch files, distributed checkpoints, files per rank
+and LoRA adapters; ``pair(base, tuned)`` says what can be compared and accounts for every tensor of both sides; weights
+then come in row slabs, ``pair.base.read(base, start, stop)``.
 """
 
 from .errors import CheckpointError

@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import torch
 
-from .. import packing
-from . import dtypes
+from . import adapter, dcp, dtypes, fsdp_ranks, plain
 from .errors import CheckpointError
-from .safetensors_file import Entry, read_header
-from .source import Source, load_json, locate
-from .storage import FileInfo, Files, Slab
-from .torch_file import read_torch_file
+from .json_file import load_json
+from .rows import Contents, Rows, TensorInfo
+from .source import Source, locate
+from .storage import Files, Slab
+
+__all__ = ["Checkpoint", "TensorInfo"]
 
 IO_MODES = ("auto", "mmap", "read")
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One stored tensor. ``file`` indexes :attr:`Checkpoint.files`; ``offset`` is in bytes from that file's start."""
-
-    name: str
-    dtype: str  # safetensors tag: "BF16", "F32", "F8_E4M3", ...
-    shape: tuple[int, ...]
-    nbytes: int
-    file: int
-    offset: int
-
-    @property
-    def rows(self) -> int:
-        return packing.matrix_shape(self.shape)[0]
-
-    @property
-    def columns(self) -> int:
-        return packing.matrix_shape(self.shape)[1]
 
 
 class Checkpoint:
@@ -47,50 +26,87 @@ class Checkpoint:
         source: what was asked for.
         revision: commit of a hub snapshot, else None.
         root: the directory.
-        files: the weight files with size and time, as they were when opened.
+        files: every file that the numbers depend on with size and time, as they were when opened; of an adapter the
+            base's files come first.
         tensors: every tensor by its stored name, in file and offset order.
         config: ``config.json``, or an empty dict.
         notes: what a reader should know, one sentence each.
-        ignored: entries of a PyTorch checkpoint that are not tensors.
+        ignored: entries of a PyTorch checkpoint that are not tensors of the model.
+        adapted: the base under a LoRA adapter, else None.
         aliases: names of a PyTorch checkpoint whose bytes are another name's bytes too.
     """
 
-    def __init__(self, source: str, located: Source, io: str) -> None:
+    def __init__(self, source: str, located: Source, contents: Contents, io: str) -> None:
         self.source = source
         self.revision = located.revision
         self.root = located.root
-        self.tensors: dict[str, TensorInfo] = {}
-        self.notes: list[str] = []
-        self.ignored: list[str] = []
-        self.aliases: dict[str, str] = {}
-        self._resident: dict[tuple[int, str], torch.Tensor] = {}
-        config_path = self.root / "config.json"
-        self.config: dict[str, object] = load_json(config_path) if config_path.is_file() else {}
-        self.files = tuple(_file_info(path, located.format) for path in located.paths)
-        for index, file in enumerate(self.files):
-            self._add_file(index, file, located)
-        self._check_index(located)
-        order = sorted(self.tensors.values(), key=lambda info: (info.file, info.offset))
-        self.tensors = {info.name: info for info in order}
+        self.config = _config(self.root) if contents.config is None else contents.config
+        self.files = contents.files
+        ordered = sorted(contents.tensors, key=lambda found: (found[0].file, found[0].offset))
+        self.tensors: dict[str, TensorInfo] = {info.name: info for info, _ in ordered}
+        self.notes = contents.notes
+        self.ignored = contents.ignored
+        self.aliases = contents.aliases
+        self.adapted: Checkpoint | None = None
+        self._rows: dict[str, Rows] = {info.name: rows for info, rows in ordered}
         self._files = Files(self.files, io)
 
     @classmethod
-    def open(cls, source: str | Path, *, io: str = "auto", download: bool = False) -> Checkpoint:
+    def open(
+        cls, source: str | Path, *, io: str = "auto", download: bool = False, base: Checkpoint | None = None
+    ) -> Checkpoint:
         """Open a directory, a weight file or its index, or a hub id ``org/name[@revision]``.
 
         Args:
-            source: a directory, a ``.safetensors``, ``.bin``, ``.pt`` or ``.pth`` file, an ``.index.json``, or a hub
-                id, which is looked up in the local cache. A local path wins over a hub id of the same name.
+            source: a directory; a ``.safetensors``, ``.bin``, ``.pt`` or ``.pth`` file; an ``.index.json``; or a hub
+                id, which is looked up in the local cache. A local path wins over a hub id of the same name. A directory
+                may hold safetensors or PyTorch files, a distributed checkpoint (``.metadata`` and ``.distcp`` files),
+                one file per rank (``model_world_size_N_rank_R.pt``), or a LoRA adapter, which is read as the model that
+                merging it into its base would give.
             io: ``"mmap"``, ``"read"``, or ``"auto"``: read on network file systems, map elsewhere.
             download: fetch a hub id with ``huggingface_hub`` first. Nothing else here uses the network.
+            base: what a LoRA adapter is merged into; unused by every other source. Where this is itself an adapter on
+                the same model, both share that model. Without it the adapter's own ``base_model_name_or_path`` is
+                opened, a path or a hub id.
 
         Raises:
-            CheckpointError: nothing there, or a file that is corrupt, truncated, incomplete or would run code.
+            CheckpointError: nothing there; a file that is corrupt, truncated, incomplete or would run code; a format
+                that is known and not read, such as GGUF; an adapter that does not fit its base.
             ValueError: an unknown ``io``.
         """
         if io not in IO_MODES:
             raise ValueError(f"unknown io {io!r}; choose one of {', '.join(IO_MODES)}")
-        return cls(str(source), locate(str(source), download), io)
+        located = locate(str(source), download)
+        if located.format == "peft":
+            return cls._open_adapter(str(source), located, io, download, base)
+        contents = {"dcp": _load_dcp, "fsdp": _load_ranks}.get(located.format, plain.load)(located)
+        if (located.root / adapter.CONFIG).is_file():
+            contents.notes.append(f"{adapter.CONFIG} lies beside a whole model, which was read without the adapter")
+        return cls(str(source), located, contents, io)
+
+    @classmethod
+    def _open_adapter(
+        cls, source: str, located: Source, io: str, download: bool, base: Checkpoint | None
+    ) -> Checkpoint:
+        base = cls._base_of(located.root, io, download) if base is None else _unadapted(located.root, base)
+        whole = Source(located.root, None, located.paths, plain.format_of(located.paths[0]))
+        factors = cls(source, whole, plain.load(whole), io)
+        found = cls(source, located, adapter.load(located.root, factors, base), io)
+        found.adapted = base
+        return found
+
+    @classmethod
+    def _base_of(cls, root: Path, io: str, download: bool) -> Checkpoint:
+        name = adapter.base_name(root)
+        if name is None:
+            raise CheckpointError(f"{root} is an adapter that names no base; give the base, or {adapter.MERGE}")
+        try:
+            inner = locate(name, download)
+        except CheckpointError as error:
+            raise CheckpointError(f"{root} is an adapter on {name}, which is needed to read it: {error}") from None
+        if inner.format == "peft":
+            raise CheckpointError(f"{root} is an adapter on {name}, itself an adapter; {adapter.MERGE}")
+        return cls.open(name, io=io, download=download)
 
     @property
     def nbytes(self) -> int:
@@ -115,20 +131,12 @@ class Checkpoint:
             IndexError: rows outside the tensor.
         """
         info = self.info(name)
-        dtype = dtypes.TORCH.get(info.dtype)
-        if dtype is None:
+        if info.dtype not in dtypes.TORCH:
             raise CheckpointError(f"{self.path_of(name)}: tensor {name} has dtype {info.dtype}, which cannot be read")
-        rows, columns = packing.matrix_shape(info.shape)
-        stop = rows if stop_row is None else stop_row
-        if not 0 <= start_row <= stop <= rows:
-            raise IndexError(f"rows {start_row} to {stop} of {name}, which has {rows}")
-        resident = self._resident.get((info.file, name))
-        if resident is not None:
-            return resident.reshape(rows, columns)[start_row:stop].contiguous()
-        item = dtypes.BITS[info.dtype] // 8
-        begin = info.offset + start_row * columns * item
-        data = self._files.read(info.file, begin, (stop - start_row) * columns * item, name, item, slab)
-        return data.view(dtype).view(stop - start_row, columns)
+        stop = info.rows if stop_row is None else stop_row
+        if not 0 <= start_row <= stop <= info.rows:
+            raise IndexError(f"rows {start_row} to {stop} of {name}, which has {info.rows}")
+        return self._rows[name].read(self._files, info, start_row, stop, slab)
 
     def info(self, name: str) -> TensorInfo:
         """Raises CheckpointError where there is no such tensor."""
@@ -138,7 +146,7 @@ class Checkpoint:
             raise CheckpointError(f"{self.root} has no tensor {name}; check the name") from None
 
     def path_of(self, name: str) -> Path:
-        """The file that holds a tensor."""
+        """The file that holds a tensor, of one in several pieces that of its first rows."""
         return self.files[self.info(name).file].path
 
     def close(self) -> None:
@@ -153,54 +161,31 @@ class Checkpoint:
     ) -> None:
         self.close()
 
-    def _add_file(self, index: int, file: FileInfo, located: Source) -> None:
-        if file.format == "safetensors":
-            try:
-                entries, _ = read_header(file.path)
-            except OSError as error:
-                raise CheckpointError(f"{file.path} cannot be read ({error.strerror}); check its permissions") from None
-        else:
-            torch_file = read_torch_file(file.path)
-            entries = torch_file.entries
-            self.ignored.extend(torch_file.ignored)
-            self.aliases.update(torch_file.aliases)
-            self.notes += [f"tensor {name} shares its bytes with {first}" for name, first in torch_file.aliases.items()]
-            held = sum(tensor.numel() > 0 for tensor in torch_file.resident.values())
-            if held:
-                self.notes.append(
-                    f"{held} tensors of {file.path.name} are held in memory (old format, or not contiguous); "
-                    f"safetensors would be read row by row"
-                )
-            self._resident.update({(index, name): tensor for name, tensor in torch_file.resident.items()})
-        for entry in entries:
-            self._add_tensor(index, entry, file, located)
 
-    def _add_tensor(self, index: int, entry: Entry, file: FileInfo, located: Source) -> None:
-        shard = located.index.get(entry.name)
-        if located.index and shard is None:
-            self.notes.append(f"tensor {entry.name} of {file.path.name} is not in the index; it is included")
-        if shard is not None and located.root / shard != file.path:
-            self.notes.append(f"tensor {entry.name} of {file.path.name} is left out: the index places it in {shard}")
-            return
-        if entry.name in self.tensors:
-            raise CheckpointError(
-                f"tensor {entry.name} is both in {self.path_of(entry.name)} and in {file.path}; "
-                f"give the one file to be compared, or add an index"
-            )
-        self.tensors[entry.name] = TensorInfo(entry.name, entry.dtype, entry.shape, entry.nbytes, index, entry.offset)
-
-    def _check_index(self, located: Source) -> None:
-        for name, shard in located.index.items():
-            if name not in self.tensors:
-                raise CheckpointError(
-                    f"{located.index_path} places tensor {name} in {shard}, which lacks it; "
-                    f"download or copy that shard and the index again"
-                )
+def _load_dcp(located: Source) -> Contents:
+    return dcp.load(located.root)
 
 
-def _file_info(path: Path, format: str) -> FileInfo:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from None
-    return FileInfo(path, status.st_size, format, status.st_mtime_ns)
+def _load_ranks(located: Source) -> Contents:
+    return fsdp_ranks.load(located.paths)
+
+
+def _config(root: Path) -> dict[str, object]:
+    """``config.json``, also from the folder in which verl puts it; empty where there is none."""
+    path = next((path for path in (root / "config.json", root / "huggingface" / "config.json") if path.is_file()), None)
+    return load_json(path) if path else {}
+
+
+def _unadapted(root: Path, base: Checkpoint) -> Checkpoint:
+    """The model to merge an adapter into, where the base that was given may be an adapter too."""
+    if base.adapted is None:
+        return base
+    name, other = adapter.base_name(root), adapter.base_name(base.root)
+    if name is not None and name == other:
+        return base.adapted
+    if name is not None and Path(name).expanduser().resolve() == base.root.resolve():
+        return base
+    raise CheckpointError(
+        f"{root} is an adapter on {name}, and its base was to be {base.root}, an adapter on {other}; "
+        f"give both on one model, or {adapter.MERGE}"
+    )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import hub
+from . import fsdp_ranks, hub, refused
+from .adapter import CONFIG as ADAPTER_CONFIG
+from .adapter import WEIGHTS as ADAPTER_WEIGHTS
+from .dcp import METADATA
 from .errors import CheckpointError
+from .json_file import load_json
 
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 # What trainers leave beside the weights under the same suffixes.
@@ -22,7 +25,7 @@ class Source:
     root: Path
     revision: str | None
     paths: tuple[Path, ...]
-    format: str  # "safetensors" or "torch"
+    format: str  # "safetensors", "torch", "dcp", "fsdp" or "peft"
     index_path: Path | None = None
     index: dict[str, str] = field(default_factory=dict)
 
@@ -40,10 +43,15 @@ def locate(source: str, download: bool = False) -> Source:
     if source and os.path.exists(path):
         if path.name.endswith(".index.json"):
             return _indexed(path.parent, None, path, "torch" if ".bin." in path.name else "safetensors")
+        if path.name in ADAPTER_WEIGHTS and (path.parent / ADAPTER_CONFIG).is_file():
+            return Source(path.parent, None, (path,), "peft")
+        if path.name == METADATA:
+            return _in_directory(path.parent, None)
         if path.suffix == ".safetensors":
             return Source(path.parent, None, (path,), "safetensors")
         if path.suffix in TORCH_SUFFIXES:
             return Source(path.parent, None, (path,), "torch")
+        refused.check_file(path)
         raise CheckpointError(f"{path} is neither a directory nor a .safetensors, .bin, .pt or .pth file")
     if path.suffix == ".safetensors" or path.suffix in TORCH_SUFFIXES:
         raise CheckpointError(f"there is no file {path}; check the path")
@@ -51,32 +59,68 @@ def locate(source: str, download: bool = False) -> Source:
     return _in_directory(snapshot, revision)
 
 
-def load_json(path: Path) -> dict[str, object]:
-    """A JSON object from a file; raises CheckpointError where it is not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}); download or copy this file again") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not a JSON object; download or copy this file again")
-    return value
-
-
 def _in_directory(root: Path, revision: str | None) -> Source:
-    for index_name, single, suffixes, format in (
-        ("model.safetensors.index.json", "model.safetensors", (".safetensors",), "safetensors"),
-        ("pytorch_model.bin.index.json", "pytorch_model.bin", TORCH_SUFFIXES, "torch"),
-    ):
-        if (root / index_name).exists():
-            return _indexed(root, revision, root / index_name, format)
-        if (root / single).exists():
-            return Source(root, revision, (root / single,), format)
-        found = [item for item in sorted(root.iterdir()) if item.suffix in suffixes and item.is_file()]
-        models = tuple(item for item in found if not item.name.startswith(NOT_MODELS))
-        if models:
-            return Source(root, revision, models, format)
-    what = "is empty" if not any(root.iterdir()) else "holds no weights"
+    found = _weights(root, revision)
+    if found is not None:
+        return found
+    refused.check_directory(root)
+    names = sorted(item.name for item in root.iterdir())
+    what = "holds no weights" if names else "is empty"
+    below = [name for name in names if (root / name).is_dir() and _weights_below(root / name)]
+    if below:
+        raise CheckpointError(
+            f"{root} {what} itself, but {' and '.join(below[:4])} below it {'does' if len(below) == 1 else 'do'}; "
+            f"give {root / below[0]}"
+        )
     raise CheckpointError(f"{root} {what} (.safetensors, .bin, .pt or .pth); check the path or download it again")
+
+
+def _weights(root: Path, revision: str | None) -> Source | None:
+    """The weights of a directory in the first of the known formats that it holds, or None."""
+    safetensors = _of_format(root, revision, "model.safetensors", (".safetensors",), "safetensors")
+    if safetensors is not None and not _only_adapter(safetensors):
+        return safetensors
+    for name in ADAPTER_WEIGHTS if (root / ADAPTER_CONFIG).is_file() else ():
+        if (root / name).is_file():
+            return Source(root, revision, (root / name,), "peft")
+    if safetensors is not None:
+        return safetensors
+    whole = _of_format(root, revision, "pytorch_model.bin", (), "torch")
+    if whole is not None:
+        return whole
+    listed = Source(root, revision, (root / METADATA,), "dcp") if (root / METADATA).is_file() else None
+    if listed is not None and any(root.glob("*.distcp")):
+        return listed
+    ranks = fsdp_ranks.rank_files(root)
+    if ranks:
+        return Source(root, revision, ranks, "fsdp")
+    # Other programs keep files called .metadata too; without chunks beside it, it is believed last.
+    return _of_format(root, revision, "pytorch_model.bin", TORCH_SUFFIXES, "torch") or listed
+
+
+def _of_format(root: Path, revision: str | None, single: str, suffixes: tuple[str, ...], format: str) -> Source | None:
+    index = root / f"{single}.index.json"
+    if index.exists():
+        return _indexed(root, revision, index, format)
+    if (root / single).exists():
+        return Source(root, revision, (root / single,), format)
+    found = [item for item in sorted(root.iterdir()) if item.suffix in suffixes and item.is_file()]
+    models = tuple(item for item in found if not item.name.startswith(NOT_MODELS) and not refused.is_state(item.name))
+    return Source(root, revision, models, format) if models else None
+
+
+def _only_adapter(source: Source) -> bool:
+    return all(path.name in ADAPTER_WEIGHTS for path in source.paths) and (source.root / ADAPTER_CONFIG).is_file()
+
+
+def _weights_below(folder: Path) -> bool:
+    try:
+        return _weights(folder, None) is not None
+    except CheckpointError:
+        # Weights that cannot be opened as they are; the error comes when they are asked for.
+        return True
+    except OSError:
+        return False
 
 
 def _indexed(root: Path, revision: str | None, index_path: Path, format: str) -> Source:

@@ -34,8 +34,17 @@ class FileInfo:
 
     path: Path
     size: int
-    format: str  # "safetensors" or "torch"
+    format: str  # "safetensors", "torch", "dcp", "fsdp" or "peft"
     mtime_ns: int
+
+
+def file_info(path: Path, format: str) -> FileInfo:
+    """A file as it is now; raises CheckpointError where it cannot be looked at."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from None
+    return FileInfo(path, status.st_size, format, status.st_mtime_ns)
 
 
 class Slab:
@@ -142,6 +151,11 @@ class Files:
         target = torch.empty(nbytes, dtype=torch.uint8) if slab is None else slab.take(nbytes)
         self._fill(handle, index, offset, target, name)
         return target
+
+    def read_into(self, index: int, offset: int, target: torch.Tensor, name: str) -> None:
+        """Bytes of a file into contiguous uint8 memory, as many as it holds; for results put together from pieces."""
+        if target.numel():
+            self._fill(self._file(index, name), index, offset, target, name)
 
     def _map(self, handle: _OpenFile, index: int, offset: int, nbytes: int, name: str) -> torch.Tensor:
         skip = offset % mmap.ALLOCATIONGRANULARITY

@@ -55,12 +55,12 @@ def read_torch_file(path: Path) -> TorchFile:
         loaded = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} holds more than plain tensors and could run code when loaded ({_first_line(error)}); "
+            f"{path} holds more than plain tensors and could run code when loaded ({first_line(error)}); "
             f"save its state dict again as safetensors where you trust it"
         ) from None
     except DAMAGE as error:
         raise CheckpointError(
-            f"{path} is damaged or not a PyTorch checkpoint ({_first_line(error)}); download or copy this file again"
+            f"{path} is damaged or not a PyTorch checkpoint ({first_line(error)}); download or copy this file again"
         ) from None
     ignored: list[str] = []
     tensors = _state_dict(path, loaded, ignored)
@@ -84,7 +84,7 @@ def read_torch_file(path: Path) -> TorchFile:
     return TorchFile(entries, resident, ignored, aliases)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:160]
 

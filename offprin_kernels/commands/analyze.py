@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,25 +37,33 @@ def add(commands: Commands) -> None:
         "--also",
         metavar="RULE[:THRESHOLD]",
         nargs="*",
-        default=["eta:1e-3", "atol:1e-5"],
-        help="further rules to count beside (default: eta:1e-3 atol:1e-5)",
+        default=["eta:1e-3", "atol:1e-5", "atol:1e-8"],
+        help="further rules to count beside (default: eta:1e-3 atol:1e-5 atol:1e-8)",
     )
     analyze.add_argument("--include", metavar="GLOB", nargs="+", default=[], help="compare only tensors of these names")
     analyze.add_argument("--exclude", metavar="GLOB", nargs="+", default=[], help="leave out tensors of these names")
     analyze.add_argument(
         "--metrics",
         metavar="LIST",
-        default="",
-        help="also, for linear layers, some of spectrum,masks,energy: angles and spectral shift, overlap with "
-        "principal and small weights, energy in principal subspaces",
+        default="update",
+        help="update (counts and agreement, always there) and, for linear layers, some of spectrum,masks,energy: "
+        "angles and spectral shift, overlap with principal and small weights, energy in principal subspaces",
     )
     analyze.add_argument("--k", type=int, default=128, help="dimension of principal subspaces (default: 128)")
     analyze.add_argument("--alpha", type=float, default=0.5, help="share of weights in a weight mask (default: 0.5)")
     analyze.add_argument(
         "--tol-degrees", type=float, default=0.05, help="certificate asked of every subspace (default: 0.05)"
     )
+    analyze.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="make only the I-th of N shares, as a task of a job array; offprin merge finishes",
+    )
     analyze.add_argument("--save-masks", action="store_true", help="write masks/RUN.safetensors, one bit per weight")
-    analyze.add_argument("--dry-run", action="store_true", help="print the plan, its bytes and memory, and stop")
+    analyze.add_argument("--dry-run", action="store_true", help="print the plan, its bytes, memory and time, and stop")
+    analyze.add_argument("--bandwidth", type=float, help="for --dry-run: GB/s that one process reads")
+    analyze.add_argument("--gemm-rate", type=float, help="for --dry-run: TFLOP/s of fp32 products of one process")
+    analyze.add_argument("--ranks", type=int, default=1, help="for --dry-run: how many processes share the work")
     analyze.add_argument("--overwrite", action="store_true", help="start anew, whatever analysis DIR holds")
     analyze.add_argument("--json", action="store_true", help="print summary.json instead of tables")
     analyze.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -65,10 +74,13 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    import torch
+
     from .._backend import BackendUnavailable
     from ..analysis import plan as planning
     from ..analysis import report
     from ..analysis import run as running
+    from ..analysis.scaleout import Group, Shard
     from ..checkpoint import Checkpoint
     from ..ops.update_scan import MAX_RULES, Rule
 
@@ -83,26 +95,34 @@ def run(arguments: argparse.Namespace) -> int:
         rules = tuple(dict.fromkeys([first, *map(parse_rule, arguments.also)]))
         if len(rules) > MAX_RULES:
             return fail(f"--also: at most {MAX_RULES - 1} rules beside --rule, got {len(rules) - 1}")
+        shard = Shard.parse(arguments.shard) if arguments.shard else None
         device = pick_device(arguments.device)
         options = planning.Options(
             rules,
             tuple(arguments.include),
             tuple(arguments.exclude),
             arguments.save_masks,
-            metrics=tuple(dict.fromkeys(filter(None, arguments.metrics.split(",")))),
+            metrics=tuple(dict.fromkeys(m for m in arguments.metrics.split(",") if m not in ("", "update"))),
             k=arguments.k,
             alpha=arguments.alpha,
             tol_degrees=arguments.tol_degrees,
         )
-        base, *tuned = (
-            Checkpoint.open(source, io=arguments.io, download=arguments.download)
-            for source in (arguments.base, *arguments.tuned)
-        )
+        base = Checkpoint.open(arguments.base, io=arguments.io, download=arguments.download)
+        tuned = [
+            Checkpoint.open(source, io=arguments.io, download=arguments.download, base=base)
+            for source in arguments.tuned
+        ]
         plan = planning.make_plan(base, tuned, options, arguments.names)
         if arguments.dry_run:
-            print(json.dumps(report.plan_dict(plan), indent=1) if arguments.json else report.render_plan(plan))
+            forecast = report.forecast(plan, arguments.bandwidth, arguments.gemm_rate, arguments.ranks)
+            found = report.plan_dict(plan) | forecast
+            print(json.dumps(found, indent=1) if arguments.json else report.render_plan(plan, forecast))
             return COMPLETE if plan.complete else PARTIAL
-        with progress_bar(plan.nbytes, arguments.quiet) as advance:
+        group = Group.from_environment()
+        if group and device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        quiet = arguments.quiet or (group is not None and not group.first)
+        with progress_bar(plan.nbytes, quiet) as advance:
             outcome = running.analyze(
                 plan,
                 arguments.out,
@@ -110,6 +130,8 @@ def run(arguments: argparse.Namespace) -> int:
                 device=device,
                 overwrite=arguments.overwrite,
                 progress=advance,
+                shard=shard,
+                group=group,
             )
     except (ValueError, BackendUnavailable) as error:
         # CheckpointError, OutputError and bad options are ValueErrors with one clear sentence
@@ -121,5 +143,14 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return PARTIAL
+    if outcome.summary is None:
+        if outcome.missing_parts:
+            print(
+                f"shard {arguments.shard} is done; {outcome.missing_parts} of {len(plan.parts)} parts are missing: "
+                f"when all shards are done, offprin merge {outcome.root}"
+            )
+        elif group is None:
+            print(f"shard {arguments.shard} is done, the others are at work: offprin merge {outcome.root} finishes")
+        return COMPLETE if plan.complete else PARTIAL
     print(json.dumps(outcome.summary, indent=1) if arguments.json else report.render(outcome.summary, outcome.root))
     return COMPLETE if outcome.complete else PARTIAL

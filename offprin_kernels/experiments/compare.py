@@ -32,7 +32,9 @@ def compare(
     checkpoints = [Checkpoint.open(str(path)) for path in (base, *tuned.values())]
     plan = planning.make_plan(checkpoints[0], checkpoints[1:], options, list(tuned))
     command = ["offprin", "analyze", str(base), *map(str, tuned.values())]
-    return run.analyze(plan, out, command=command, device=torch.device("cpu"), overwrite=True).summary
+    summary = run.analyze(plan, out, command=command, device=torch.device("cpu"), overwrite=True).summary
+    assert summary is not None  # one process finishes what it began
+    return summary
 
 
 def linear(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -8,16 +8,7 @@ from pathlib import Path
 import torch
 
 from ..bitmask import BitMask
-
-# What wrappers put before names: FSDP, compile, DDP, activation checkpointing.
-WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-
-
-def bare(name: str) -> str:
-    """A parameter's name without what wrappers added to it."""
-    for wrapper in WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name
+from ..optim.local import bare
 
 
 class MasksOf:

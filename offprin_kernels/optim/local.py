@@ -1,4 +1,4 @@
-"""What a process holds of a parameter: all of it, or its shard of a DTensor."""
+"""A parameter in a process: its name without wrappers, and what is held of it: all, or its shard of a DTensor."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from typing import Any
 import torch
 
 from ..bitmask import BitMask
+
+# What wrappers put into names: DDP, compile, FSDP, activation checkpointing.
+WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+
+
+def bare(name: str) -> str:
+    """A parameter's name without what wrappers added to it."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 @dataclass(frozen=True)

@@ -109,19 +109,19 @@ def test_interrupted_run_resumes_to_the_same_bytes(pair, tmp_path, monkeypatch, 
     *_, paths = pair
     monkeypatch.setattr(plan, "PART_BYTES", 20_000)  # several parts even here
     assert offprin(*paths, "--out", tmp_path / "whole", "--save-masks") == 0
-    real, calls = measure.measure, []
+    real, calls = measure.Work.result, []
 
-    def stopping(unit, *rest, **options):
-        calls.append(unit)
+    def stopping(self):
+        calls.append(self.unit)
         if len(calls) > stop_at:
             raise Stopped
-        return real(unit, *rest, **options)
+        return real(self)
 
-    monkeypatch.setattr(run, "measure", stopping)
+    monkeypatch.setattr(measure.Work, "result", stopping)
     with pytest.raises(Stopped):
         offprin(*paths, "--out", tmp_path / "whole2", "--save-masks")
     assert not (tmp_path / "whole2" / "summary.json").exists()
-    monkeypatch.setattr(run, "measure", real)
+    monkeypatch.setattr(measure.Work, "result", real)
     assert offprin(*paths, "--out", tmp_path / "whole2", "--save-masks") == 0
     first, second = files(tmp_path / "whole"), files(tmp_path / "whole2")
     command = "summary.json"  # holds the command line, which names the directory
@@ -158,8 +158,8 @@ def test_killed_process_resumes(pair, tmp_path) -> None:
         "from offprin_kernels.cli import main\n"
         "plan.PART_BYTES = 20_000\n"
         "real = store.Store.write_part\n"
-        "def write_part(self, index, tables):\n"
-        "    real(self, index, tables)\n"
+        "def write_part(self, partial, index, tables):\n"
+        "    real(self, partial, index, tables)\n"
         "    if index == 1 and '--die' in sys.argv: os.kill(os.getpid(), 9)\n"
         "store.Store.write_part = write_part\n"
         "sys.exit(main([a for a in sys.argv[1:] if a != '--die']))\n"
@@ -188,22 +188,22 @@ def test_full_disk_keeps_what_is_there(pair, tmp_path, monkeypatch, capsys) -> N
     *_, paths = pair
     monkeypatch.setattr(plan, "PART_BYTES", 20_000)
     assert offprin(*paths, "--out", tmp_path / "whole") == 0
-    real, written = store.atomic_write_bytes, []
+    real, written = pq.write_table, []
 
-    def full(path, data):
+    def full(table, path, **options):
         written.append(path)
         if len(written) > 6:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        real(path, data)
+        real(table, path, **options)
 
-    monkeypatch.setattr(store, "atomic_write_bytes", full)
+    monkeypatch.setattr(pq, "write_table", full)
     capsys.readouterr()
     assert offprin(*paths, "--out", tmp_path / "out") == 3
     message = capsys.readouterr().err
     assert "No space left on device" in message and "finished parts are kept" in message and message.count("\n") == 1
     kept = len(list((tmp_path / "out" / "parts").iterdir()))
     assert kept >= 1
-    monkeypatch.setattr(store, "atomic_write_bytes", real)
+    monkeypatch.setattr(pq, "write_table", real)
     assert offprin(*paths, "--out", tmp_path / "out") == 0
     assert files(tmp_path / "out")["tensors.parquet"] == files(tmp_path / "whole")["tensors.parquet"]
 
@@ -286,6 +286,21 @@ def test_partial_when_something_has_no_partner(pair, tmp_path, capsys) -> None:
     less = {name: t for name, t in runs[0].items() if "layers.1" not in name}
     assert offprin(paths[0], save(tmp_path / "less", less), "--out", tmp_path / "out") == 3
     assert "2 unmatched" in capsys.readouterr().out
+
+
+def test_a_run_of_another_base_is_warned_of(pair, tmp_path, capsys) -> None:
+    *_, paths = pair
+    generator = torch.Generator().manual_seed(9)
+    other = {
+        name: torch.randn(t.shape, generator=generator).bfloat16() * t.float().std().bfloat16()
+        for name, t in pair[0].items()
+    }
+    assert offprin(*paths, save(tmp_path / "stranger", other), "--out", tmp_path / "out") == 0
+    text = capsys.readouterr().out
+    assert text.count("does not look tuned from this base") == 1
+    assert "between base and stranger" in text
+    runs = json.loads((tmp_path / "out" / "summary.json").read_text())["runs"]
+    assert runs[0]["all"]["cosine"] > 0.999 > 0.2 > abs(runs[2]["all"]["cosine"])
 
 
 def test_include_exclude_and_names(pair, tmp_path) -> None:

@@ -109,14 +109,14 @@ def test_finish_needs_every_part(pair, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(plan, "PART_BYTES", 20_000)
     real = store.Store.write_part
 
-    def losing(self, index, tables):
-        real(self, index, tables)
+    def losing(self, partial, index, tables):
+        real(self, partial, index, tables)
         if index == 2:
-            store.shutil.rmtree(self.part_path(1))
+            store.shutil.rmtree(self.parts.path(1))
 
     monkeypatch.setattr(store.Store, "write_part", losing)
     assert offprin(*paths, "--out", tmp_path / "out") == 2
-    assert "has lost 1 of" in said(capsys)
+    assert "lacks 1 of" in said(capsys)
     assert not (tmp_path / "out" / "summary.json").exists()
 
 

@@ -9,6 +9,7 @@ import torch
 
 from offprin_kernels import Rule
 from offprin_kernels.analysis import Options, make_plan, plan
+from offprin_kernels.analysis.store import digest
 from offprin_kernels.checkpoint import Checkpoint
 
 from .checkpoints import base_weights, save
@@ -45,7 +46,8 @@ def test_rules_are_distinct_and_few() -> None:
 
 def test_thresholds_are_part_of_the_identity(opened) -> None:
     base, *tuned = opened
-    digests = {make_plan(base, tuned, Options((Rule.parse("atol", t),))).digest for t in (1e-5, 1.0000001e-5)}
+    plans = [make_plan(base, tuned, Options((Rule.parse("atol", t),))) for t in (1e-5, 1.0000001e-5)]
+    digests = {digest(made.identity()) for made in plans}
     assert len(digests) == 2
 
 
@@ -62,4 +64,5 @@ def test_nothing_to_compare_says_why(opened, tmp_path) -> None:
 def test_small_models_are_saved_on_the_way_too(unit, parts) -> None:
     """Parts of a quarter of everything, from 64 MiB to 2 GiB."""
     count = {1 << 20: 128, 10 << 20: 40, 40 << 20: 40, 1 << 30: 20}[unit]
-    assert len(plan.split([SimpleNamespace(nbytes=unit)] * count)) == parts
+    units = [SimpleNamespace(nbytes=unit, linear=False)] * count
+    assert len(plan.split(units, Options((Rule.parse("bitwise"),)))) == parts

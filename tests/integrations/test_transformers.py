@@ -9,7 +9,12 @@ import torch
 
 from offprin_kernels import low_magnitude_mask
 from offprin_kernels.integrations.masks import MasksOf
-from offprin_kernels.integrations.transformers import UpdateLogger, masked_optimizer, optimizer_cls_and_kwargs
+from offprin_kernels.integrations.transformers import (
+    UpdateLogger,
+    UpdateWatchCallback,
+    masked_optimizer,
+    optimizer_cls_and_kwargs,
+)
 from offprin_kernels.optim import MaskedAdamW
 
 from .models import model, sentences, tokenizer
@@ -136,7 +141,13 @@ def test_grpo_trainer(tmp_path) -> None:
         net, reward, args, train_dataset=data, processing_class=tokenizer(), optimizers=(optimizer, None)
     )
     UpdateLogger().install(trainer)
+    UpdateWatchCallback(every=2, energies="linear", k=4).install(trainer)
     trainer.train()
+    watched = [log for log in trainer.state.log_history if "update/changed" in log]
+    # TRL logs step 2 with the measurement after it; step 3 is none of every second
+    assert [log["step"] for log in watched] == [2]
+    assert 0 < watched[0]["update/linear/visible_fraction"] < 1
+    assert watched[0][f"update/energy/{LAYER}/isotropic_left"] == 4 / 32
     moved = {n: p.detach() != q for (n, p), q in zip(net.named_parameters(), before.parameters(), strict=True)}
     assert any(bool(m.any()) for m in moved.values())
     assert all(not bool(moved[name][~mask.to_dense()].any()) for name, mask in masks.items())
@@ -157,3 +168,72 @@ def test_masks_that_do_not_fit_the_model() -> None:
 def test_energies_of_unknown_layers(tmp_path) -> None:
     with pytest.raises(KeyError, match="nobody"):
         UpdateLogger(energies=["nobody"]).on_train_begin(None, None, None, model=model())
+
+
+def visible(before, net) -> tuple[int, int]:
+    """Changed and all weights in bf16."""
+    pairs = [
+        (p.detach().bfloat16(), q.detach().bfloat16())
+        for p, q in zip(before.parameters(), net.parameters(), strict=True)
+    ]
+    return sum(int((p != q).sum()) for p, q in pairs), sum(p.numel() for p, _ in pairs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_watch_in_trainers_with_their_own_optimizer(tmp_path, dtype) -> None:
+    """What the last log says is what the finished model shows; what is logged reaches callbacks that report."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    class Report(TrainerCallback):
+        seen = []
+
+        def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+            self.seen.append(dict(logs))
+
+    net = model(dtype)
+    before = copy.deepcopy(net)
+    trainer = Trainer(net, settings(tmp_path, TrainingArguments), train_dataset=rows(), callbacks=[Report])
+    UpdateWatchCallback(every=1, energies=[LAYER], k=4).install(trainer)
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "update/changed" in log]
+    assert [log["step"] for log in logs] == [1, 2, 3]
+    changed, total = visible(before, net)
+    assert (logs[2]["update/changed"], logs[2]["update/total"]) == (changed, total)
+    assert logs[0]["update/relative_update"] < logs[2]["update/relative_update"]
+    assert 0 < logs[2][f"update/energy/{LAYER}/both"] < logs[2][f"update/energy/{LAYER}/left"] < 1
+    assert [log.get("update/changed") for log in Report.seen[:3]] == [log["update/changed"] for log in logs]
+
+
+def test_watch_of_a_resumed_run(tmp_path) -> None:
+    """It needs the base that training began from, and then goes on as if nothing had happened."""
+    from transformers import Trainer, TrainingArguments
+
+    def train(watch, folder, **options):
+        args = settings(folder, TrainingArguments, lr_scheduler_type="constant")
+        args.save_strategy, args.save_steps = "steps", 2
+        trainer = Trainer(model(), args, train_dataset=rows(), callbacks=[watch])
+        trainer.train(**options)
+        return [log for log in trainer.state.log_history if "update/changed" in log][-1]
+
+    model().save_pretrained(tmp_path / "base")
+    basis = tmp_path / "basis.safetensors"
+    options = {"every": 3, "energies": [LAYER], "k": 4, "basis": basis}
+    whole = train(UpdateWatchCallback(**options), tmp_path / "run")
+    again = {"resume_from_checkpoint": str(tmp_path / "run" / "checkpoint-2")}
+    with pytest.raises(ValueError, match=r"resumes at step 2.*base="):
+        train(UpdateWatchCallback(**options), tmp_path / "resumed", **again)
+    resumed = train(UpdateWatchCallback(**options, base=tmp_path / "base"), tmp_path / "resumed", **again)
+    keys = [key for key in whole if key.startswith("update/")]
+    assert len(keys) > 20 and [resumed[key] for key in keys] == [whole[key] for key in keys]
+    with pytest.raises(ValueError, match="at least 1"):
+        UpdateWatchCallback(every=0)
+
+
+def test_replicas_are_watched_by_one_process() -> None:
+    from types import SimpleNamespace
+
+    watch = UpdateWatchCallback(every=1)
+    state = SimpleNamespace(global_step=0, is_world_process_zero=False, log_history=[])
+    watch.on_train_begin(None, state, None, model=model())
+    watch.on_step_end(None, state, None)
+    assert watch.watch is None and watch.found() == {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import torch
@@ -17,7 +19,16 @@ ROUNDINGS = ("nearest", "stochastic", "kahan", "master")
 
 def launch(world: int, work: tuple, folder: Path) -> None:
     """Runs each function of ``work`` in ``world`` processes over gloo."""
-    torch.multiprocessing.spawn(enter, args=(world, work, folder), nprocs=world)
+    torch.multiprocessing.spawn(process, args=(world, work, folder), nprocs=world)
+
+
+def process(rank: int, world: int, work: tuple, folder: Path) -> None:
+    enter(rank, world, work, folder)
+    # The interpreter's finalisation is not under test, and threads of torch's gloo can abort it ("terminate called
+    # without an active exception"). What failed has been raised by now.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def enter(rank: int, world: int, work: tuple, folder: Path) -> None:
@@ -26,6 +37,7 @@ def enter(rank: int, world: int, work: tuple, folder: Path) -> None:
     try:
         for each in work:
             each(rank, world, folder)
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 

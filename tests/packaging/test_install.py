@@ -123,7 +123,7 @@ FLOORS = (
     "packing output numerics numerics_triton _backend _launch _env",
     "ops",
     "bitmask checkpoint",
-    "updates nulls masks geometry intervene optim",
+    "updates nulls masks geometry intervene optim watch",
     "analysis training integrations",
     "experiments",
     "commands",

@@ -10,7 +10,7 @@ from . import correction, gram, krylov, plan, reference
 from .contract import METHODS, Solution, TopK
 from .operand import Operand
 
-__all__ = ["METHODS", "TopK", "topk_svd"]
+__all__ = ["METHODS", "TopK", "element", "topk_svd"]
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -133,6 +133,7 @@ def package(operand: Operand, found: Solution, k: int, tolerance: float) -> TopK
         iterations=found.iterations,
         method=found.method,
         space=ritz.right.float(),
+        values=found.squares.clamp_min(0).sqrt() * scale if found.squares is not None else None,
     )
 
 

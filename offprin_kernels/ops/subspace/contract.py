@@ -30,6 +30,7 @@ class TopK:
     iterations: int  # blocks (krylov), rounds (correction), 1 (gram, reference)
     method: str
     space: torch.Tensor  # fp32 [..., l, min(m, n)]: rows of the whole search space, to start a related weight from
+    values: torch.Tensor | None = None  # fp64 [min(m, n)]: all singular values, where fp64 ones came with the method
 
     @property
     def k(self) -> int:
@@ -44,3 +45,4 @@ class Solution:
     certificate: Certificate
     iterations: int
     method: str
+    squares: torch.Tensor | None = None  # fp64 [..., p], descending: all singular values squared, where known

@@ -25,7 +25,8 @@ def solve(operand: Operand, k: int, extra: int, tolerance: float) -> Solution:
         edge = (squares[..., rows] + slack).clamp_min(0).sqrt() if rows < operand.short else torch.zeros_like(slack)
         ritz, certificate = finish(work, right, k, partial(known, edge), tolerance)
         if work.precision == torch.float64 or bool((certificate.degrees <= tolerance).all()):
-            return Solution(ritz, certificate, 1, "gram")
+            whole = work.precision == torch.float64 and squares.shape[-1] == operand.short
+            return Solution(ritz, certificate, 1, "gram", squares if whole else None)
         work = operand.widened()
 
 
@@ -35,7 +36,7 @@ def known(edge: torch.Tensor, _right: torch.Tensor) -> torch.Tensor:
 
 
 def leading(gram: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Largest ``count + 1`` eigenvalues (fp64, descending; all if no more) and ``count`` vectors as rows."""
+    """Eigenvalues (fp64, descending; all of them or the largest ``count + 1``) and ``count`` vectors as rows."""
     size = gram.shape[-1]
     if gram.ndim == 2 and gram.device.type == "cpu" and count < size // 2 and size > SMALL:
         try:

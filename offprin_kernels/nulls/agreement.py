@@ -1,4 +1,4 @@
-"""Null models: what agreement two update masks would show if geometry played no part.
+"""Agreement of masks whose counts are kept, by stratum or by row and column, and whose coordinates are shuffled.
 
 All take integer counts, so that nothing is re-read. Source: arXiv 2511.08567, section 2.2; the stratified variance is
 that of the Mantel-Haenszel test (Mantel and Haenszel 1959).
@@ -56,8 +56,8 @@ def stratified_intersection(sizes: ArrayLike, a: ArrayLike, b: ArrayLike) -> Int
     return IntersectionNull(float(mean.sum()), float(variance.sum()))
 
 
-class MarginNull(NamedTuple):
-    """|A & B| and |A | B| expected of independent masks that keep their row and column densities."""
+class Agreement(NamedTuple):
+    """|A & B| and |A | B| expected of two masks."""
 
     intersection: float
     union: float
@@ -66,6 +66,10 @@ class MarginNull(NamedTuple):
     def jaccard(self) -> float:
         """Their ratio. 1 if both masks are empty."""
         return self.intersection / self.union if self.union > 0 else 1.0
+
+
+# of independent masks that keep their row and column densities
+MarginNull = Agreement
 
 
 def margin_null(rows_a: ArrayLike, columns_a: ArrayLike, rows_b: ArrayLike, columns_b: ArrayLike) -> MarginNull:

@@ -1,0 +1,360 @@
+"""``report.html``: what it says, its size and its bytes, and what a browser makes of it."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import re
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from offprin_kernels.analysis.html import words as in_words
+from offprin_kernels.analysis.html import write_report
+from offprin_kernels.analysis.tables import Tables
+from offprin_kernels.cli import main
+from offprin_kernels.output import OutputError
+
+from . import synthetic
+from .browser import Browser, needed
+from .checkpoints import base_weights, offprin, save, tuned_weights
+
+ROOT = Path(__file__).resolve().parents[2]
+ARTIFACTS = ROOT / "artifacts"
+ALL = ("--metrics", "spectrum,masks,energy", "--k", "5", "--also", "eta:1e-3", "atol:1e-5")
+SECTIONS = (
+    "summary sparsity stripes angles spectra nss energy overlap agreement bounds reconciliation matrices-section "
+    "ledger provenance"
+).split()
+
+
+class Page(HTMLParser):
+    """The elements of a page, and whether every one that was opened is closed in order."""
+
+    VOID = {"meta", "link", "br", "input", "img", "path", "rect", "circle"}
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def all(self, tag: str, **wanted: str) -> list[dict]:
+        return [found for name, found in self.elements if name == tag and wanted.items() <= found.items()]
+
+
+@pytest.fixture
+def finished(pair, tmp_path):
+    """A real analysis of two runs, with every metric."""
+    assert offprin(*pair[2], "--out", tmp_path / "out", *ALL) == 0
+    return tmp_path / "out"
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """562 tensors of 5 runs, as a 70-billion model has them."""
+    pytest.importorskip("plotly")
+    root = synthetic.write(tmp_path_factory.mktemp("large") / "out")
+    write_report(root)
+    return root
+
+
+def without(monkeypatch, library: str) -> None:
+    real = builtins.__import__
+
+    def refuse(name, *rest, **more):
+        if name.split(".")[0] == library:
+            raise ModuleNotFoundError(name)
+        return real(name, *rest, **more)
+
+    for module in [name for name in sys.modules if name.split(".")[0] == library]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(builtins, "__import__", refuse)
+
+
+def test_sections_figures_and_their_labels(finished) -> None:
+    text = write_report(finished).read_text()
+    page = Page(text)
+    assert not page.open
+    assert [found["id"] for found in page.all("section")] == SECTIONS
+    links = [found["href"] for found in page.all("a") if found.get("href", "").startswith("#")]
+    assert [f"#{key}" for key in SECTIONS] == links[: len(SECTIONS)]
+    plots = page.all("div", role="img")
+    assert len(plots) >= 9
+    assert all(len(found["aria-label"]) > 40 and found["id"] for found in plots)
+    for found in plots:
+        figure = json.loads(re.search(rf'id="data-{found["id"]}">(.*?)</script>', text)[1])
+        assert figure["data"] and figure["layout"]["height"] > 100
+    assert page.all("html", lang="en") and len(page.all("h1")) == 1
+
+
+def test_nothing_is_asked_for_elsewhere(finished) -> None:
+    page = Page(write_report(finished).read_text())
+    for _, attributes in page.elements:
+        for name in ("src", "href", "action", "data", "srcset"):
+            assert attributes.get(name, "#").startswith(("#", "data:"))
+    assert "default-src 'none'" in page.all("meta", **{"http-equiv": "Content-Security-Policy"})[0]["content"]
+
+
+def test_equal_input_equal_bytes(finished, tmp_path) -> None:
+    first = write_report(finished).read_bytes()
+    other = write_report(finished, out=tmp_path / "other.html")
+    assert other == tmp_path / "other.html" and other.read_bytes() == first
+
+
+def test_size_of_a_large_report(large) -> None:
+    assert (large / "report.html").stat().st_size < 15e6
+
+
+def test_names_cannot_break_the_page(tmp_path) -> None:
+    base = base_weights()
+    paths = [save(tmp_path / "base", base), *(save(tmp_path / str(s), tuned_weights(base, s)) for s in (1, 2))]
+    names = ["<b>&\"'</script>", "%{x}" + "n" * 150]
+    # a slash cannot be in a name; the rest can
+    names[0] = names[0].replace("/", "")
+    assert offprin(*paths, "--out", tmp_path / "out", "--names", *names, *ALL) == 0
+    text = write_report(tmp_path / "out").read_text()
+    assert not Page(text).open and names[0] not in text
+
+
+def test_one_run_without_metrics(pair, tmp_path) -> None:
+    assert offprin(*pair[2][:2], "--out", tmp_path / "out", "--also") == 0
+    text = write_report(tmp_path / "out").read_text()
+    page = Page(text)
+    assert [found["id"] for found in page.all("section")] == SECTIONS
+    assert text.count("Not measured") >= 4 and "One run has none to agree with." in text
+    assert "Do the runs agree?" not in text
+
+
+def test_identical_checkpoints(pair, tmp_path) -> None:
+    base = pair[2][0]
+    assert offprin(base, base, base, "--out", tmp_path / "out", "--names", "a", "b", *ALL) == 0
+    text = write_report(tmp_path / "out").read_text()
+    assert "<b>0 of " in text and not Page(text).open
+
+
+def test_partial_and_not_finite(pair, tmp_path) -> None:
+    base = base_weights()
+    tuned = tuned_weights(base, 1)
+    tuned["model.layers.0.self_attn.q_proj.weight"][0, 0] = float("nan")
+    del tuned["model.layers.1.self_attn.q_proj.weight"]
+    paths = [save(tmp_path / "b", base), save(tmp_path / "t", tuned)]
+    assert offprin(*paths, "--out", tmp_path / "out", *ALL) == 3
+    text = write_report(tmp_path / "out").read_text()
+    assert "Some tensors could not be compared" in text and "NaN or Inf in 1 tensors of t" in text
+    assert "model.layers.1.self_attn.q_proj.weight" in text
+
+
+# ---- what the words may say
+
+
+def said(tables: Tables) -> tuple[str, dict[str, dict[str, in_words.Finding]]]:
+    short, found = in_words.summary(tables)
+    return " ".join(short), {run: {f.topic: f for f in findings} for run, findings in found.items()}
+
+
+def changed_rows(root: Path, table: str, **columns) -> Path:
+    """The table with these columns replaced, or left out where the value is None."""
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(root / f"{table}.parquet").to_pylist()
+    for row in rows:
+        for name, value in columns.items():
+            if value is None:
+                del row[name]
+            else:
+                row[name] = value(row)
+    synthetic.table(root, table, rows)
+    return root
+
+
+@pytest.fixture
+def small(tmp_path):
+    return synthetic.write(tmp_path / "small", layers=2, runs=("dapo", "grpo"))
+
+
+def test_words_of_clear_differences(small) -> None:
+    short, found = said(Tables(small))
+    verdicts = {topic: finding.verdict for topic, finding in found["dapo"].items()}
+    assert verdicts[in_words.ISOTROPIC] == "fewer" and verdicts[in_words.ENERGY] == "more than isotropic"
+    assert verdicts[in_words.ANGLES] == "smaller" and verdicts[in_words.SPECTRUM] == "larger"
+    assert "fewer (both runs)" in short and "beyond what the exponents of the base bring" in short
+
+
+def test_no_claim_without_a_null(small) -> None:
+    changed_rows(small, "tensors", changed_isotropic=None)
+    changed_rows(small, "geometry", energy_both_z=None, left_degrees_isotropic=None, right_degrees_isotropic=None)
+    _, found = said(Tables(small))
+    texts = {topic: finding.text for topic, finding in found["dapo"].items()}
+    assert "was not measured" in texts[in_words.ISOTROPIC] and "no verdict" in texts[in_words.ENERGY]
+    assert "neither large nor small" in texts[in_words.ANGLES]
+
+
+def test_no_claim_below_resolution(small) -> None:
+    none = dict.fromkeys(("left_degrees", "right_degrees"), lambda row: float("nan"))
+    changed_rows(small, "geometry", **none, nss_error=lambda row: 1.0)
+    _, found = said(Tables(small))
+    assert found["dapo"][in_words.ANGLES].verdict == "below resolution"
+    assert found["dapo"][in_words.SPECTRUM].verdict == "below its error"
+
+
+def test_agreement_that_isotropic_updates_have_too(small) -> None:
+    for name in ("intersection", "union"):
+        changed_rows(small, "pairs", **{f"{name}_isotropic": lambda row, name=name: float(row[name])})
+    short, _ = said(Tables(small))
+    assert "But isotropic updates of the same norms agree as much in that pair." in short
+    changed_rows(small, "pairs", intersection_isotropic=None)
+    assert "was not measured" in said(Tables(small))[0]
+
+
+def test_small_z_is_called_small(small) -> None:
+    changed_rows(small, "pairs", intersection=lambda row: round(row["intersection_exponent"]))
+    changed_rows(small, "geometry", principal_changed=lambda row: round(row["principal_expected_exponent"]))
+    changed_rows(small, "tensors", changed_isotropic=lambda row: float(row["changed"]))
+    short, found = said(Tables(small))
+    assert "z is small" in found["dapo"][in_words.PRINCIPAL].text
+    assert found["dapo"][in_words.ISOTROPIC].verdict == "about as many"
+    assert "not to be told from what the exponents of the base bring: z is small" in short
+
+
+# ---- the command
+
+
+def test_command(finished, tmp_path, capsys) -> None:
+    assert main(["report", str(finished)]) == 0
+    text = capsys.readouterr().out
+    assert f"the report is {finished / 'report.html'}" in text and "bitwise, bf16" in text
+    first = (finished / "report.html").read_bytes()
+    assert main(["report", str(finished), "--out", str(tmp_path / "page.html"), "--figures"]) == 0
+    assert (tmp_path / "page.html").read_bytes() == first
+    assert (finished / "figures" / "overlap.pdf").exists() and "figures are in" in capsys.readouterr().out
+
+
+def test_command_where_there_is_nothing(tmp_path, capsys) -> None:
+    for directory, words in ((tmp_path / "none", "is no directory"), (tmp_path, "holds no analysis")):
+        assert main(["report", str(directory)]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("offprin: error: ") and words in message and message.count("\n") == 1
+
+
+def test_command_without_plotly(finished, monkeypatch, capsys) -> None:
+    without(monkeypatch, "plotly")
+    assert main(["report", str(finished)]) == 2
+    assert "pip install 'offprin-kernels[report]'" in capsys.readouterr().err
+    assert not (finished / "report.html").exists()
+    with pytest.raises(OutputError):
+        write_report(finished)
+
+
+def test_a_place_that_cannot_be_written_to(finished, capsys) -> None:
+    assert main(["report", str(finished), "--out", str(finished / "summary.json" / "page.html")]) == 2
+    assert "the page was not written" in capsys.readouterr().err
+
+
+# ---- in a browser
+
+DRAWN = "[...document.querySelectorAll('.chart')].filter(chart => chart.querySelector(MARKS)).length".replace(
+    "MARKS", "'.cartesianlayer :is(.trace path, .hm image)'"
+)
+IN_VIEW = """(async () => {
+  const seen = [...document.querySelectorAll('.chart')].filter(plot => {
+    const box = plot.getBoundingClientRect();
+    return box.top < innerHeight && box.bottom > 0;
+  });
+  while (!seen.every(plot => plot.querySelector('svg.main-svg'))) await new Promise(done => setTimeout(done, 10));
+  await new Promise(done => requestAnimationFrame(() => setTimeout(done)));
+  return performance.now();
+})()"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    program = needed()
+    with Browser(program, tmp_path_factory.mktemp("browser") / "profile") as found:
+        found.resize(1440, 900)
+        yield found
+
+
+def opened(browser: Browser, page: Path, end: str = "") -> None:
+    browser.events.clear()
+    browser.open(page.as_uri() + end)
+
+
+@pytest.mark.parametrize(("place", "figures"), [("", 0), ("#sparsity", 1)])
+def test_opens_within_three_seconds(browser, large, place, figures) -> None:
+    """From the start of navigation until everything in view is drawn; once before, so that the browser is warm."""
+    page = large / "report.html"
+    for _ in range(2):
+        browser.open("about:blank")
+        opened(browser, page, place)
+        milliseconds = browser.evaluate(IN_VIEW)
+    assert milliseconds < 3000 and browser.evaluate(DRAWN) >= figures
+    assert not browser.problems() and browser.requests() == [page.as_uri()]
+
+
+@pytest.mark.parametrize("which", ["large", "finished"])
+def test_every_figure_is_drawn_without_errors_or_requests(browser, which, request) -> None:
+    root = request.getfixturevalue(which)
+    page = write_report(root)
+    opened(browser, page, "?all")
+    assert browser.evaluate(DRAWN) == browser.evaluate("document.querySelectorAll('.chart').length") >= 9
+    assert browser.evaluate("document.querySelectorAll('.chart[role=img][aria-label]').length") >= 9
+    assert not browser.problems() and browser.requests() == [page.as_uri() + "?all"]
+    overflow = browser.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert overflow == 0
+    ARTIFACTS.mkdir(exist_ok=True)
+    browser.screenshot(ARTIFACTS / f"report-{which}.png")
+    browser.print_pdf(ARTIFACTS / f"report-{which}.pdf")
+    assert (ARTIFACTS / f"report-{which}.pdf").stat().st_size > 20_000
+    assert not browser.problems()
+
+
+def test_figures_are_drawn_when_they_come_into_view(browser, large) -> None:
+    opened(browser, large / "report.html")
+    assert browser.evaluate(DRAWN) <= 2
+    browser.evaluate("document.getElementById('energy').scrollIntoView({behavior: 'instant'})")
+    drawn = "!!document.querySelector('#energy .chart svg.main-svg')"
+    end = time.monotonic() + 10
+    while not browser.evaluate(drawn):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    browser.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert browser.evaluate(DRAWN) == browser.evaluate("document.querySelectorAll('.chart').length")
+    browser.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert not browser.problems()
+
+
+def test_hovering_legends_and_the_table(browser, large) -> None:
+    opened(browser, large / "report.html", "?all")
+    plot = "document.getElementById('sparsity-by-layer')"
+    browser.evaluate(f"Plotly.Fx.hover({plot}, [{{curveNumber: 0, pointNumber: 3}}])")
+    assert "dapo, layer 3" in browser.evaluate(f"{plot}.querySelector('.hoverlayer').textContent")
+    button = f"{plot}.closest('figure').querySelector('.legend button')"
+    browser.evaluate(f"{button}.click()")
+    assert browser.evaluate(f"{button}.getAttribute('aria-pressed')") == "false"
+    assert browser.evaluate(f"{plot}.data[0].visible") is False
+
+    def first() -> str:
+        return browser.evaluate("document.querySelector('#matrices tbody tr').textContent")
+
+    assert browser.evaluate("document.querySelectorAll('#matrices tbody tr').length") == 25
+    browser.evaluate("document.querySelectorAll('#matrices th button')[5].click()")
+    assert "grpo" in first()
+    script = "(f => { f.value = 'sft layers.7. up_proj'; f.dispatchEvent(new Event('input')); })"
+    browser.evaluate(f"{script}(document.getElementById('filter'))")
+    assert "model.layers.7.mlp.up_proj" in first()
+    assert browser.evaluate("document.getElementById('where').textContent") == "1 to 1 of 1"
+    assert not browser.problems()
