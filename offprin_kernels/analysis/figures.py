@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from ..checkpoint.write import atomic_write_bytes
-from ..output import OutputError
+from ..output import OutputError, dump
 from .charts import Chart, Panel, Series, charts
 from .charts.model import DIVERGING, GREY, INK
 from .charts.scale import log_range, log_ticks, shorten, spread
+from .store import CAPTIONS, FIGURES
 from .tables import Tables
 
 WIDTH, DPI = 10.0, 160  # inches; dots per inch of PNG files
@@ -25,6 +26,8 @@ STYLE: dict = {"font.size": 9, "font.family": "DejaVu Sans", "axes.edgecolor": "
 def write_figures(tables: Tables) -> list[Path]:
     """Draw every chart that the analysis has measurements for into ``figures/KEY.png`` and ``.pdf``.
 
+    Their captions go into ``figures/captions.json``, by key, which also tells a later run that the files are ours.
+
     Raises OutputError where matplotlib is missing, OSError where a file cannot be written.
     """
     try:
@@ -32,11 +35,14 @@ def write_figures(tables: Tables) -> list[Path]:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
     except ModuleNotFoundError:
         raise OutputError("figures are drawn by matplotlib; pip install 'offprin-kernels[report]'") from None
-    folder = tables.root / "figures"
+    folder = tables.root / FIGURES
     folder.mkdir(exist_ok=True)
+    drawable = charts(tables)
+    said = {chart.key: {"title": chart.title, "says": chart.says, "caption": chart.caption} for chart in drawable}
+    atomic_write_bytes(folder / CAPTIONS, dump(said))
     written = []
     with rc_context(STYLE):
-        for chart in charts(tables):
+        for chart in drawable:
             drawn = draw(chart)
             FigureCanvasAgg(drawn)
             # placed once for both files

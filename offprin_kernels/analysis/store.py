@@ -24,7 +24,7 @@ from .plan import unfit
 from .schema import is_list, numpy_dtype
 
 PLAN, CONTEXT, MASKS, SUMMARY, LOG = "plan.json", "context.json", "masks", "summary.json", "run_log.jsonl"
-REPORT = "report.html"
+REPORT, FIGURES, CAPTIONS = "report.html", "figures", "captions.json"
 TABLES = ("tensors", "pairs", "consensus", "stripes", "geometry", "curves")
 # what a process that is just claiming the directory leaves there for a moment
 CLAIMING = re.compile(rf"\.({PLAN}|{CONTEXT})\..*\.tmp")
@@ -209,13 +209,24 @@ class Store:
             return []
         names = [SUMMARY, *(f"{table}.parquet{end}" for table in TABLES for end in ("", ".partial")), LOG, REPORT]
         names += [f"{MASKS}/{run}.safetensors{end}" for run in masks for end in ("", ".partial")]
-        return [*(self.root / name for name in names), self.root / CONTEXT, *self.parts.folders()]
+        return [*(self.root / name for name in names), self.root / CONTEXT, *self.figures(), *self.parts.folders()]
+
+    def figures(self) -> list[Path]:
+        """Figures of an earlier analysis, named by their captions, which go last."""
+        captions = self.root / FIGURES / CAPTIONS
+        drawn: object = None
+        with contextlib.suppress(OutputError):
+            drawn = read_json(captions, "")
+        if not isinstance(drawn, dict):
+            return []
+        names = [f"{key}.{kind}" for key in drawn if not unfit(key) for kind in ("png", "pdf")]
+        return [*(captions.parent / name for name in names), captions]
 
     def clear(self) -> None:
         """Remove what an analysis wrote, and nothing else; the plan, which proves the rest ours, goes last."""
         for path in self.written(self.earlier_masks()):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        for folder in (MASKS, PARTS):
+        for folder in (MASKS, FIGURES, PARTS):
             with contextlib.suppress(OSError):  # absent, or holds files of others
                 (self.root / folder).rmdir()
         (self.root / PLAN).unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import COMPLETE, PARTIAL, fail, parse_rule, pick_device, progress_bar
+from .common import COMPLETE, PARTIAL, can_draw, fail, make_page, parse_rule, pick_device, progress_bar
 
 if TYPE_CHECKING:
     from .common import Commands
@@ -60,6 +60,8 @@ def add(commands: Commands) -> None:
         help="make only the I-th of N shares, as a task of a job array; offprin merge finishes",
     )
     analyze.add_argument("--save-masks", action="store_true", help="write masks/RUN.safetensors, one bit per weight")
+    analyze.add_argument("--figures", action="store_true", help="also PNG and PDF figures, into DIR/figures")
+    analyze.add_argument("--no-report", action="store_true", help="tables and summary only, no report.html")
     analyze.add_argument("--dry-run", action="store_true", help="print the plan, its bytes, memory and time, and stop")
     analyze.add_argument("--bandwidth", type=float, help="for --dry-run: GB/s that one process reads")
     analyze.add_argument("--gemm-rate", type=float, help="for --dry-run: TFLOP/s of fp32 products of one process")
@@ -90,6 +92,10 @@ def run(arguments: argparse.Namespace) -> int:
         return fail("analysis writes parquet files; pip install 'offprin-kernels[analysis]'")
     if arguments.out is None and not arguments.dry_run:
         return fail("--out DIR is needed: where should the results go?")
+    if arguments.figures and (why := can_draw()):
+        return fail(f"--figures: {why}")
+    if arguments.figures and arguments.no_report:
+        return fail("--figures draws what the report shows; leave out --no-report")
     try:
         first = Rule.parse(arguments.rule, arguments.threshold)
         rules = tuple(dict.fromkeys([first, *map(parse_rule, arguments.also)]))
@@ -152,5 +158,7 @@ def run(arguments: argparse.Namespace) -> int:
         elif group is None:
             print(f"shard {arguments.shard} is done, the others are at work: offprin merge {outcome.root} finishes")
         return COMPLETE if plan.complete else PARTIAL
+    if not arguments.no_report:
+        make_page(outcome.root, figures=arguments.figures)
     print(json.dumps(outcome.summary, indent=1) if arguments.json else report.render(outcome.summary, outcome.root))
     return COMPLETE if outcome.complete else PARTIAL

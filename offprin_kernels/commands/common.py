@@ -7,6 +7,7 @@ import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -73,3 +74,28 @@ def progress_bar(total: int, quiet: bool) -> Iterator[Callable[[int], None] | No
     interval = 0.1 if sys.stderr.isatty() else 10.0
     with tqdm(total=total, unit="B", unit_scale=True, desc="weights", file=sys.stderr, mininterval=interval) as bar:
         yield bar.update
+
+
+def can_draw() -> str | None:
+    """Why figures cannot be drawn, or None; asked before hours of work, not after."""
+    try:
+        import matplotlib  # noqa: F401
+        import plotly  # noqa: F401
+    except ModuleNotFoundError:
+        return "figures need plotly and matplotlib; pip install 'offprin-kernels[report]'"
+    return None
+
+
+def make_page(root: Path, *, figures: bool) -> None:
+    """``report.html`` of an analysis that has just finished; where it cannot be made, say why: its numbers stand."""
+    from ..analysis.html import write_report
+
+    try:
+        write_report(root, figures)
+    except ValueError as error:  # OutputError has one clear sentence
+        why = str(error)
+    except OSError as error:
+        why = f"{error.strerror or error} ({error.filename or root})"
+    else:
+        return
+    print(f"offprin: no report.html: {why}; then: offprin report {root}", file=sys.stderr)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import COMPLETE, PARTIAL, fail
+from .common import COMPLETE, PARTIAL, can_draw, fail, make_page
 
 if TYPE_CHECKING:
     from .common import Commands
@@ -24,6 +24,8 @@ def add(commands: Commands) -> None:
     )
     merge.add_argument("out", metavar="DIR", type=Path, help="the --out directory of the shards")
     merge.add_argument("others", metavar="OTHER", nargs="*", type=Path, help="further directories with parts")
+    merge.add_argument("--figures", action="store_true", help="also PNG and PDF figures, into DIR/figures")
+    merge.add_argument("--no-report", action="store_true", help="tables and summary only, no report.html")
     merge.add_argument("--json", action="store_true", help="print summary.json instead of tables")
     merge.set_defaults(call=run)
 
@@ -36,6 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
         import pyarrow  # noqa: F401
     except ModuleNotFoundError:
         return fail("analysis writes parquet files; pip install 'offprin-kernels[analysis]'")
+    if arguments.figures and (why := can_draw()):
+        return fail(f"--figures: {why}")
     try:
         outcome = running.merge(arguments.out, tuple(arguments.others))
     except ValueError as error:
@@ -48,5 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         return PARTIAL
     assert outcome.summary is not None
+    if not arguments.no_report:
+        make_page(outcome.root, figures=arguments.figures)
     print(json.dumps(outcome.summary, indent=1) if arguments.json else report.render(outcome.summary, outcome.root))
     return COMPLETE if outcome.complete else PARTIAL

@@ -50,7 +50,8 @@ def save(path: Path, tensors: dict[str, torch.Tensor], shards: int = 2) -> Path:
 
 
 def offprin(*arguments) -> int:
-    return main(["analyze", *map(str, arguments), "--quiet"])
+    """``offprin analyze``, for its tables: the report, made from these, has tests of its own."""
+    return main(["analyze", *map(str, arguments), "--quiet", "--no-report"])
 
 
 def files(out: Path) -> dict[str, bytes]:

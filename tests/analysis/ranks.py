@@ -35,7 +35,7 @@ def start(world: int, arguments: list[str]) -> list[int]:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }
-            code = main(["analyze", *arguments, "--quiet"])
+            code = main(["analyze", *arguments, "--quiet", "--no-report"])
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)

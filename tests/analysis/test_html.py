@@ -259,6 +259,68 @@ def test_command_without_plotly(finished, monkeypatch, capsys) -> None:
         write_report(finished)
 
 
+def analyze(paths, out, *more) -> int:
+    """The command as users give it."""
+    return main(["analyze", *map(str, paths), "--out", str(out), "--quiet", *more])
+
+
+def test_an_analysis_ends_with_its_page(pair, tmp_path, capsys) -> None:
+    pytest.importorskip("plotly")
+    out = tmp_path / "out"
+    assert analyze(pair[2], out) == 0
+    page = (out / "report.html").read_bytes()
+    assert not (out / "figures").exists()
+    (out / "report.html").unlink()
+    assert main(["merge", str(out)]) == 0
+    assert (out / "report.html").read_bytes() == page
+    assert main(["merge", str(out), "--no-report"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_overwrite_removes_page_and_figures_of_before(pair, tmp_path) -> None:
+    pytest.importorskip("plotly"), pytest.importorskip("matplotlib")
+    out = tmp_path / "out"
+    assert analyze(pair[2], out, "--figures") == 0
+    captions = json.loads((out / "figures" / "captions.json").read_text())
+    drawn = {f"{key}.{kind}" for key in captions for kind in ("png", "pdf")}
+    assert {path.name for path in (out / "figures").iterdir()} == {*drawn, "captions.json"}
+    assert all(found["title"] and found["says"] for found in captions.values())
+    mine = out / "figures" / "mine.png"
+    mine.write_bytes(b"of another")
+    assert analyze(pair[2], out, "--overwrite", "--no-report") == 0
+    assert not (out / "report.html").exists()
+    assert list((out / "figures").iterdir()) == [mine]
+    mine.unlink()
+    assert analyze(pair[2], out, "--overwrite", "--figures") == 0
+    assert analyze(pair[2], out, "--overwrite", "--no-report") == 0
+    assert not (out / "figures").exists()
+
+
+@pytest.mark.parametrize("command", ["analyze", "merge"])
+def test_a_page_that_cannot_be_made_costs_no_numbers(pair, tmp_path, monkeypatch, capsys, command) -> None:
+    out = tmp_path / "out"
+    assert analyze(pair[2], out, "--no-report") == 0
+    (out / "report.html").mkdir()
+    again = (lambda: analyze(pair[2], out)) if command == "analyze" else (lambda: main(["merge", str(out)]))
+    assert again() == 0
+    said = capsys.readouterr()
+    assert "no report.html: " in said.err and f"offprin report {out}" in said.err
+    assert "complete; results in" in said.out
+    (out / "report.html").rmdir()
+    without(monkeypatch, "plotly")
+    assert again() == 0
+    assert "pip install 'offprin-kernels[report]'" in capsys.readouterr().err
+
+
+def test_figures_are_refused_before_the_work(pair, tmp_path, monkeypatch, capsys) -> None:
+    out = tmp_path / "out"
+    assert analyze(pair[2], out, "--figures", "--no-report") == 2
+    without(monkeypatch, "matplotlib")
+    assert analyze(pair[2], out, "--figures") == 2
+    assert "pip install 'offprin-kernels[report]'" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_a_place_that_cannot_be_written_to(finished, capsys) -> None:
     assert main(["report", str(finished), "--out", str(finished / "summary.json" / "page.html")]) == 2
     assert "the page was not written" in capsys.readouterr().err

@@ -111,7 +111,7 @@ def test_shards_finish_by_themselves_or_by_merge(pair, tmp_path, small_parts, ca
     assert offprin(*paths, "--out", out, *options, "--shard", "3/3") == 0
     assert "complete; results in" in capsys.readouterr().out
     same(out, tmp_path / "whole")
-    assert main(["merge", str(out)]) == 0, "merging what is merged prints it again"
+    assert main(["merge", str(out), "--no-report"]) == 0, "merging what is merged prints it again"
 
 
 def test_shards_apart_are_merged_later(pair, tmp_path, small_parts, capsys) -> None:
@@ -119,7 +119,7 @@ def test_shards_apart_are_merged_later(pair, tmp_path, small_parts, capsys) -> N
     assert offprin(*paths, "--out", tmp_path / "whole", "--save-masks") == 0
     for i in (1, 2):
         assert offprin(*paths, "--out", tmp_path / f"s{i}", "--save-masks", "--shard", f"{i}/2") == 0
-    assert main(["merge", str(tmp_path / "s1"), str(tmp_path / "s2")]) == 0
+    assert main(["merge", str(tmp_path / "s1"), str(tmp_path / "s2"), "--no-report"]) == 0
     same(tmp_path / "s1", tmp_path / "whole")
 
 

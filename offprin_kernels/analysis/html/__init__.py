@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...checkpoint.write import atomic_write_bytes
+from ..store import REPORT
 from ..tables import Tables
 from .page import build
-
-REPORT = "report.html"
 
 
 def write_report(root: str | Path, figures: bool = False, out: str | Path | None = None) -> Path:
