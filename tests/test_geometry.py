@@ -187,3 +187,64 @@ def test_bad_input() -> None:
             geo.spectrum(torch.ones(shape))
     with pytest.raises(ValueError, match="NaN or Inf"):
         geo.spectrum(torch.tensor([[1.0, math.nan]]))
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (1100, 1300), (1700, 1100)])
+@pytest.mark.parametrize("kind", ["gaussian", "sparse", "low rank"])
+def test_sketch_of_an_update(shape, kind) -> None:
+    generator = torch.Generator().manual_seed(sum(shape))
+    update = 1e-3 * torch.randn(shape, generator=generator)
+    if kind == "sparse":
+        update *= torch.rand(shape, generator=generator) < 0.02
+    if kind == "low rank":
+        update = torch.randn(shape[0], 3, generator=generator) @ torch.randn(3, shape[1], generator=generator)
+    k = 32
+    found = geo.update_sketch(update, k)
+    values = torch.linalg.svdvals(update.double())
+    energy = float(values[:k].square().sum() / values.square().sum())
+    assert found.norm == pytest.approx(float(values.norm()), rel=1e-6)
+    exact = min(shape) <= 1024 or kind == "low rank"
+    # from a Krylov space: lower bounds, and close ones although a Gaussian's spectrum is flat
+    assert (1 - (1e-5 if exact else 0.01)) * values[0] <= found.spectral_norm <= (1 + 1e-5) * values[0]
+    assert (1 - (1e-5 if exact else 0.04)) * energy <= found.top_energy <= (1 + 1e-5) * energy
+
+
+def test_top_shift_is_certified() -> None:
+    base = one_ulp_apart((torch.randn(300, 200, generator=torch.Generator().manual_seed(3)) * 0.02).bfloat16(), 0.0)
+    for share, tolerance in ((0.5, 0.05), (0.01, 1.0), (0.0, 5.0)):
+        tuned, k = one_ulp_apart(base, share), 20
+        update = tuned.float() - base.float()
+        factors = [topk_svd(weight, k, tol_degrees=tolerance, method="krylov") for weight in (base, tuned)]
+        found = geo.top_shift(*factors, float(update.norm()))
+        before, after = (torch.linalg.svdvals(weight.double())[:k] for weight in (base, tuned))
+        truth = float((after - before).norm() / before.norm())
+        assert abs(found.nss - truth) <= found.error < 2 * (1 - math.cos(math.radians(tolerance))) + 1e-6
+        assert found.nss <= found.mirsky + found.error
+        assert found.mirsky == pytest.approx(float(update.norm() / before.norm()), rel=1e-6)
+    draws = []
+    for seed in range(20):
+        noise = 1e-4 * torch.randn(300, 200, generator=torch.Generator().manual_seed(100 + seed)).double()
+        after = torch.linalg.svdvals(base.double() + noise)[:k]
+        draws.append(float((after - before).norm() / before.norm()) / float(noise.norm() / before.norm()))
+    assert sum(draws) / 20 == pytest.approx(math.sqrt(k / (300 * 200)), rel=0.1)
+    zero = torch.zeros(30, 20)
+    assert math.isnan(geo.top_shift(topk_svd(zero, 3), topk_svd(zero, 3), 0.0).nss)
+
+
+def test_estimated_values_serve_as_a_null() -> None:
+    """Angles of an isotropic update from the search space's values, against those from all values."""
+    from offprin_kernels import nulls
+
+    m, n, k = 700, 500, 40
+    weight = (orthonormal(m, n, 0) * slow_values(n) @ orthonormal(n, n, 1).mT).bfloat16()
+    factors = topk_svd(weight, k, method="krylov")
+    assert factors.values is None and k < len(factors.space_values) < n
+    whole, norm = torch.linalg.svdvals(weight.double()), float(weight.double().norm())
+    guess = geo.estimated_values(factors, norm)
+    assert guess.shape == (n,) and bool((guess[:-1] >= guess[1:]).all())
+    assert float(guess.norm()) == pytest.approx(norm, rel=1e-6)
+    assert torch.allclose(guess[:k], whole[:k], rtol=1e-5)
+    for observed, null in zip(*(nulls.isotropic_angles(v, m, n, k, 1e-3 * norm) for v in (guess, whole)), strict=True):
+        assert torch.allclose(observed, null, rtol=0.05)
+    gram = topk_svd(weight, k, method="gram")
+    assert gram.values is None or geo.estimated_values(gram, norm) is gram.values

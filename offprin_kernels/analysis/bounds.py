@@ -22,6 +22,7 @@ class Bound:
 
 BOUNDS = (
     Bound("Mirsky", "NSS <= ||D||_F / ||W0||_F", ("nss",), "nss_mirsky", "nss_error"),
+    Bound("Mirsky, top k", "NSS_k <= ||D||_F / ||s_k(W0)||_2", ("nss_k",), "nss_k_mirsky", "nss_k_error"),
     Bound("Weyl", "max |s_i(W+) - s_i(W0)| <= ||D||_2", ("largest_shift",), "update_spectral_norm"),
     Bound("Ky Fan", "| ||W+||_(k) - ||W0||_(k) | <= k ||D||_2", ("ky_fan_shift",), "ky_fan"),
     Bound("Wedin", "sin(largest angle) <= ||D||_2 / gap", ("left_degrees", "right_degrees"), "wedin_degrees",
@@ -46,12 +47,13 @@ class Beside:
 def beside(tables: Tables) -> list[Beside]:
     """Every bound for every run; empty where no spectra were measured."""
     rows = tables.geometry
-    if rows is None or not rows.has("nss_mirsky"):
+    if rows is None or not rows.has("nss_k"):
         return []
+    wanted = [bound for bound in BOUNDS if rows.has(bound.bound)]
     found = []
     for run in tables.runs:
         mine = rows.where(rows.texts("run") == run)
-        for bound in BOUNDS:
+        for bound in wanted:
             seen = np.fmax.reduce([mine.numbers(column) for column in bound.observed])
             limit = mine.numbers(bound.bound)
             error = mine.numbers(bound.error) if bound.error else np.zeros(len(mine))

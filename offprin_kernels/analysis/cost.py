@@ -41,9 +41,10 @@ def flops(unit: Unit, options: Options) -> float:
     whole = FP64 * (1.25 * size * p + EIGENSOLVER * 4 * p**3)
     total = min(COLD * product, whole)
     if "spectrum" in options.metrics:
-        spectrum = FP64 * (1.25 * size * p + EIGENSOLVER * 4 / 3 * p**3)
-        sketch = min(1.25 * size * p, 9 * product)
-        total += spectrum + runs * (min(WARM * product, whole) + spectrum + sketch)
+        full = FP64 * (1.25 * size * p + EIGENSOLVER * 4 / 3 * p**3) if options.nss == "full" else 0.0
+        # seven products of k + 16 columns, or the Gram matrix of a small update
+        sketch = min(1.25 * size * p + EIGENSOLVER * 4 / 3 * p**3, 7 * product / 1.5)
+        total += full + runs * (min(WARM * product, whole) + full + sketch)
     if "energy" in options.metrics:
         total += runs * 2 * product / 1.5
     if "masks" in options.metrics:

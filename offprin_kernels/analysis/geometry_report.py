@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from .schema import ENERGY_COLUMNS, NULLS
+from .schema import ENERGY_COLUMNS, NULLS, SHIFTS
 from .text import percent, scientific, table
 
 BOUND_NAMES = {
     "mirsky": "NSS <= |D|/|W0| (Mirsky)",
+    "mirsky_k": "NSS, top k <= |D|/|W0_k| (Mirsky)",
     "weyl": "shift of a value <= ||D|| (Weyl)",
     "wedin": "angle <= asin(||D||/(gap-||D||)) (Wedin)",
     "ky_fan": "shift of top-k sum <= k ||D|| (Ky Fan)",
@@ -20,17 +21,26 @@ def geometry_text(found: dict, options: dict) -> list[str]:
     if not found["all"]["matrices"]:
         return lines
     if "spectrum" in options["metrics"]:
+        shift = SHIFTS[options["nss"]]
         rows = [
             (
                 name,
                 degrees(group["left_degrees"], group),
                 degrees(group["right_degrees"], group),
                 f"{group['resolved']}/{group['matrices']}",
-                *(scientific(group[key]) for key in ("nss", "nss_isotropic", "nss_mirsky")),
+                *(scientific(group[key]) for key in (shift.observed, shift.isotropic, shift.mirsky)),
             )
             for name, group in groups
         ]
-        header = ("median over matrices", "left angle", "right angle", "resolved", "NSS", "if isotropic", "at most")
+        header = (
+            "median over matrices",
+            "left angle",
+            "right angle",
+            "resolved",
+            shift.title,
+            "if isotropic",
+            "at most",
+        )
         lines.append(table(header, rows))
         bounds = [
             (
@@ -40,6 +50,7 @@ def geometry_text(found: dict, options: dict) -> list[str]:
                 f"{bound['exceeded']}/{bound['matrices']}",
             )
             for name, bound in found["all"]["bounds"].items()
+            if bound["matrices"]
         ]
         lines.append(table(("observed as a share of its bound", "largest", "median", "exceeded"), bounds))
         if found["all"]["not_converged"]:

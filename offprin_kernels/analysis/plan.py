@@ -11,6 +11,7 @@ from .._version import __version__
 from ..checkpoint import Checkpoint, Pairing, Status, TensorPair, TensorRef, describe, is_linear, pair
 from ..ops.update_scan import Rule, contract
 from . import cost
+from .schema import SHIFTS
 
 # Elements of one slab: large enough for a scan to run at memory speed, small enough that four of bf16 take 256 MiB.
 # Part of the result's definition, because float sums are added slab by slab.
@@ -39,6 +40,7 @@ class Options:
     k: int = 128  # dimension of principal subspaces; all of a smaller matrix
     alpha: float = 0.5  # share of coordinates in weight masks
     tol_degrees: float = 0.05  # certificate asked of every tuned subspace
+    nss: str = "full"  # spectral shift over "full" spectra, exactly, or over the "top" k values alone, far cheaper
 
     def __post_init__(self) -> None:
         unknown = [metric for metric in self.metrics if metric not in METRICS]
@@ -50,6 +52,8 @@ class Options:
             raise ValueError(f"alpha must lie in (0, 1], got {self.alpha}")
         if not 1e-4 <= self.tol_degrees <= 45:
             raise ValueError(f"tol_degrees must lie between 1e-4 and 45, got {self.tol_degrees}")
+        if self.nss not in SHIFTS:
+            raise ValueError(f"nss must be one of {', '.join(SHIFTS)}, got {self.nss!r}")
         contract.distinct(self.rules)
         if not 0 < len(self.rules) <= contract.MAX_RULES:
             raise ValueError(f"an analysis takes 1 to {contract.MAX_RULES} rules, got {len(self.rules)}")
@@ -64,6 +68,7 @@ class Options:
             "k": self.k,
             "alpha": self.alpha,
             "tol_degrees": self.tol_degrees,
+            "nss": self.nss,
         }
 
 

@@ -186,7 +186,8 @@ def rotation_row(rotation: Rotation, run: str, frame: Frame) -> Row:
     measured, known = int(asked.sum()), int(np.isfinite(found).sum())
     note, value = "", None
     if not measured:
-        note = f"not measured: add --metrics {metric}"
+        left_out = rotation.column == "nss" and np.isfinite(frame.numbers("nss_k")).any()
+        note = f"not measured: {'--nss full' if left_out else f'add --metrics {metric}'}"
     else:
         ordered = np.where(np.isfinite(found[asked]), found[asked], -np.inf)
         middle = float(np.median(ordered))

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 NORM_COLUMNS = ("base_norm", "update_norm", "relative_update", "base_dot_update", "update_max")
@@ -13,10 +15,28 @@ NORM_COLUMNS = ("base_norm", "update_norm", "relative_update", "base_dot_update"
 # Of geometry.parquet; null where the metric was not asked for, or the note says why not.
 SPECTRUM_COLUMNS = """
     left_degrees right_degrees left_median_degrees right_median_degrees resolution_degrees converged base_error_degrees
-    method wedin_degrees gap nss nss_error nss_mirsky nss_isotropic nss_k largest_shift update_spectral_norm
+    method wedin_degrees gap nss nss_error nss_mirsky nss_isotropic nss_k nss_k_error nss_k_mirsky nss_k_isotropic
+    largest_shift update_spectral_norm
     ky_fan ky_fan_shift left_degrees_isotropic right_degrees_isotropic
     stable_rank_base stable_rank_tuned stable_rank_update update_top_energy
 """.split()
+
+
+class Shift(NamedTuple):
+    """Columns of a spectral shift: what was seen, its error, null and bound; and its name."""
+
+    observed: str
+    error: str
+    isotropic: str
+    mirsky: str
+    title: str
+
+
+# by option nss; null in the columns of the full spectrum where only the top k were computed
+SHIFTS = {
+    "full": Shift("nss", "nss_error", "nss_isotropic", "nss_mirsky", "NSS"),
+    "top": Shift("nss_k", "nss_k_error", "nss_k_isotropic", "nss_k_mirsky", "NSS, top k"),
+}
 ENERGY_COLUMNS = [
     f"energy_{side}{what}" for side in ("left", "right", "both") for what in ("", "_isotropic", "_z")
 ]  # fmt: skip

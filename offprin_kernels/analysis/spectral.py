@@ -113,17 +113,21 @@ class Geometry:
 
     @cached_property
     def solved(self) -> tuple[geometry.Spectrum | None, TopK]:
-        """The whole spectrum, where it is asked for, and the top-k factors.
+        """All singular values, where these are asked for, and the top-k factors.
 
         Converged further than those of tuned weights: the base's own error would inflate their angles.
         """
         tolerance = self.options.tol_degrees / 4
         if self.known:
-            full = geometry.spectrum(self.base) if "spectrum" in self.options.metrics else None
-            return full, self.known.base
-        if "spectrum" in self.options.metrics:
+            return geometry.spectrum(self.base) if self.whole else None, self.known.base
+        if self.whole:
             return geometry.spectrum_and_factors(self.base, self.k, tol_degrees=tolerance)
         return None, topk_svd(self.base, self.k, tol_degrees=tolerance)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all singular values are wanted, not the top k alone."""
+        return "spectrum" in self.options.metrics and self.options.nss == "full"
 
     @property
     def factors(self) -> TopK:
@@ -142,16 +146,19 @@ class Geometry:
     def spectrum(self, run: int, tuned: torch.Tensor, update: torch.Tensor) -> tuple[dict, dict]:
         """Angles of the top-k subspaces, shift of the spectrum, what bounds them, and what chance would give."""
         full, factors = self.solved
-        assert full is not None
         sketch = geometry.update_sketch(update, self.k)
         # factors of an equal weight are these: an iteration would add its own error
         after = (self.known.tuned[run] if self.known else tuned) if sketch.norm else factors
         angles = geometry.principal_angles(factors, after, self.k, tol_degrees=self.options.tol_degrees)
-        shift = geometry.normalized_spectral_shift(full, tuned, weight=self.base, update=update)
+        top = geometry.top_shift(factors, angles.tuned, sketch.norm)
+        base_norm, tuned_norm = norm_of(self.base), norm_of(tuned)
+        shift = None
+        if full is not None:
+            shift = geometry.normalized_spectral_shift(full, tuned, weight=self.base, update=update)
+        values = full.values if full is not None else geometry.estimated_values(factors, base_norm)
         bounds = geometry.bounds(factors, angles, self.base, sketch)
         largest = sketch.spectral_norm
-        left, right = nulls.isotropic_angles(full.values, self.unit.rows, self.unit.columns, self.k, sketch.norm)
-        tuned_norm = float(shift.tuned.norm())
+        left, right = nulls.isotropic_angles(values, self.unit.rows, self.unit.columns, self.k, sketch.norm)
         row = {
             "left_degrees": angles.max_left,
             "right_degrees": angles.max_right,
@@ -165,17 +172,20 @@ class Geometry:
             "method": angles.tuned.method,
             "wedin_degrees": bounds.wedin_degrees,
             "gap": float(factors.gap),
-            "nss": shift.nss,
-            "nss_error": shift.error,
-            "nss_mirsky": shift.mirsky,
-            "nss_isotropic": shift.isotropic,
-            "nss_k": bounds.observed_nss_k,
+            "nss": shift.nss if shift else None,
+            "nss_error": shift.error if shift else None,
+            "nss_mirsky": shift.mirsky if shift else None,
+            "nss_isotropic": shift.isotropic if shift else None,
+            "nss_k": top.nss,
+            "nss_k_error": top.error,
+            "nss_k_mirsky": top.mirsky,
+            "nss_k_isotropic": top.isotropic,
             "largest_shift": bounds.observed_shift,
             "update_spectral_norm": largest,
             "ky_fan": bounds.ky_fan,
             "ky_fan_shift": bounds.observed_ky_fan,
-            "stable_rank_base": full.stable_rank,
-            "stable_rank_tuned": (tuned_norm / float(shift.tuned[0])) ** 2 if tuned_norm else 0.0,
+            "stable_rank_base": stable_rank(base_norm, factors),
+            "stable_rank_tuned": stable_rank(tuned_norm, angles.tuned),
             "stable_rank_update": (sketch.norm / largest) ** 2 if largest else None,
             "update_top_energy": sketch.top_energy if largest else None,
         }
@@ -252,6 +262,16 @@ class Chosen:
             columns += raw.col_counts.cpu()
         self.exponents = exponents.numpy()
         self.rows, self.columns = torch.cat(rows).numpy(), columns.numpy()
+
+
+def norm_of(weight: torch.Tensor) -> float:
+    """Frobenius norm, in fp64."""
+    return float(torch.linalg.vector_norm(weight, dtype=torch.float64))
+
+
+def stable_rank(norm: float, factors: TopK) -> float:
+    """||W||_F^2 / ||W||_2^2; 0 for a zero weight."""
+    return (norm / float(factors.S[0])) ** 2 if norm else 0.0
 
 
 def finite(weight: torch.Tensor) -> bool:

@@ -12,7 +12,7 @@ from ..checkpoint import Checkpoint, Pairing
 from ..nulls import IntersectionNull, MarginNull, stratified_intersection
 from .plan import Plan
 from .rows import agreement_fields, sparsity
-from .schema import ENERGY_COLUMNS, NULLS, WEIGHT_MASKS
+from .schema import ENERGY_COLUMNS, NULLS, SHIFTS, WEIGHT_MASKS
 
 Columns = dict[str, np.ndarray]
 
@@ -97,7 +97,8 @@ def geometry_summary(options: dict, name: str, rows: list[dict], tensors: Column
 
 # medians over matrices
 SPECTRUM_MEDIANS = (
-    "left_degrees_isotropic", "right_degrees_isotropic", "nss", "nss_k", "nss_isotropic", "nss_mirsky",
+    "left_degrees_isotropic", "right_degrees_isotropic",
+    *(column for shift in SHIFTS.values() for column in (shift.observed, shift.isotropic, shift.mirsky)),
     "stable_rank_base", "stable_rank_tuned", "stable_rank_update", "update_top_energy",
 )  # fmt: skip
 
@@ -128,6 +129,7 @@ def geometry_of(options: dict, rows: list[dict]) -> dict:
 # name -> (columns of observations, column of the bound)
 BOUNDS = {
     "mirsky": (("nss",), "nss_mirsky"),
+    "mirsky_k": (("nss_k",), "nss_k_mirsky"),
     "weyl": (("largest_shift",), "update_spectral_norm"),
     "wedin": (("left_degrees", "right_degrees"), "wedin_degrees"),
     "ky_fan": (("ky_fan_shift",), "ky_fan"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..output import OutputError, read_json
+from .schema import SHIFTS, Shift
 from .store import SUMMARY, SUMMARY_KEYS
 
 if TYPE_CHECKING:
@@ -71,6 +72,11 @@ class Tables:
     @property
     def runs(self) -> list[str]:
         return [run["run"] for run in self.summary["runs"]]
+
+    @property
+    def shift(self) -> Shift:
+        """Columns of the spectral shift that this analysis measured."""
+        return SHIFTS[self.summary["options"].get("nss", "full")]
 
     @property
     def config(self) -> dict:

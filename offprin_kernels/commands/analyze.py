@@ -55,6 +55,13 @@ def add(commands: Commands) -> None:
         "--tol-degrees", type=float, default=0.05, help="certificate asked of every subspace (default: 0.05)"
     )
     analyze.add_argument(
+        "--nss",
+        choices=("full", "top"),
+        default="full",
+        help="spectral shift over full spectra, exactly (default), or over the top k values alone: far cheaper where "
+        "matrices are large",
+    )
+    analyze.add_argument(
         "--shard",
         metavar="I/N",
         help="make only the I-th of N shares, as a task of a job array; offprin merge finishes",
@@ -112,6 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
             k=arguments.k,
             alpha=arguments.alpha,
             tol_degrees=arguments.tol_degrees,
+            nss=arguments.nss,
         )
         base = Checkpoint.open(arguments.base, io=arguments.io, download=arguments.download)
         tuned = [

@@ -9,11 +9,14 @@ from .spectra import (
     BaseSpectrum,
     Shift,
     Spectrum,
+    TopShift,
     base_spectrum,
+    estimated_values,
     normalized_spectral_shift,
     spectrum,
     spectrum_and_factors,
     stable_rank,
+    top_shift,
 )
 from .updates import Bounds, Energy, Sketch, bounds, update_energy, update_sketch
 
@@ -25,15 +28,18 @@ __all__ = [
     "Shift",
     "Sketch",
     "Spectrum",
+    "TopShift",
     "angles_between",
     "base_spectrum",
     "bounds",
+    "estimated_values",
     "normalized_spectral_shift",
     "principal_angles",
     "resolved",
     "spectrum",
     "spectrum_and_factors",
     "stable_rank",
+    "top_shift",
     "update_energy",
     "update_sketch",
 ]

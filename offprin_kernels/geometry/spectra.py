@@ -182,6 +182,59 @@ def normalized_spectral_shift(
     )
 
 
+@dataclass(frozen=True)
+class TopShift:
+    """How much the k largest singular values moved, relative to their norm."""
+
+    nss: float  # NSS_k = ||s_k(W+) - s_k(W0)||_2 / ||s_k(W0)||_2
+    error: float  # bound on its error
+    mirsky: float  # ||D||_F / ||s_k(W0)||_2, which it cannot exceed
+    isotropic: float  # of a Gaussian update of the same norm, to first order: mirsky sqrt(k / (m n))
+
+
+def top_shift(base: TopK, tuned: TopK, update_norm: float) -> TopShift:
+    """NSS_k from the factors of both weights, certified.
+
+    A subspace off by an angle t has singular values at least cos(t) times the true ones (Courant and Fischer: what
+    leads out of the true subspace adds nothing negative), and never larger ones; fp32 rounds them. NaN for a zero base.
+
+    Args:
+        base, tuned: factors with equal k.
+        update_norm: Frobenius norm of the update.
+
+    Source: arXiv 2511.08567, section 3.2.
+    """
+    before, after = base.S.double(), tuned.S.double()
+    norm = float(before.norm())
+    if not norm:
+        return TopShift(*[math.nan] * 4)
+    low = sum((1 - math.cos(math.radians(float(factors.error_degrees)))) for factors in (base, tuned))
+    mirsky = update_norm / norm
+    cells = base.U.shape[-2] * base.Vh.shape[-1]
+    return TopShift(
+        nss=float((after - before).norm()) / norm,
+        error=(low + 2 * torch.finfo(torch.float32).eps) * max(1.0, float(after.norm()) / norm),
+        mirsky=mirsky,
+        isotropic=mirsky * math.sqrt(base.k / cells),
+    )
+
+
+def estimated_values(factors: TopK, norm: float) -> torch.Tensor:
+    """All singular values, fp64 ``[min(m, n)]``, descending, for use as a null: exact ones only where they are known.
+
+    Those of the search space, which reaches beyond k, are lower bounds a little off at its end; the rest share the
+    energy that is left of ``norm`` (Frobenius) evenly.
+    """
+    if factors.values is not None:
+        return factors.values
+    known, size = factors.space_values, min(factors.U.shape[-2], factors.Vh.shape[-1])
+    rest = size - len(known)
+    if not rest:
+        return known
+    level = math.sqrt(max(0.0, norm**2 - float(known.square().sum())) / rest)
+    return torch.cat([known, known.new_full((rest,), min(level, float(known[-1])))])
+
+
 def norm_of(x: torch.Tensor) -> torch.Tensor:
     """Frobenius norm, fp64, without a copy in fp64."""
     return torch.linalg.vector_norm(x, dtype=torch.float64)

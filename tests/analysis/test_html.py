@@ -139,6 +139,15 @@ def test_one_run_without_metrics(pair, tmp_path) -> None:
     assert "Do the runs agree?" not in text
 
 
+def test_page_of_the_top_of_the_spectrum(pair, tmp_path) -> None:
+    metrics = ("--metrics", "spectrum", "--k", "5", "--nss", "top")
+    assert offprin(*pair[2], "--out", tmp_path / "out", *metrics) == 0
+    text = write_report(tmp_path / "out").read_text()
+    assert "NSS, top k, median" in text and "Mirsky, top k" in text
+    assert "not measured: --nss full" in text
+    assert Page(text).all("div", id="nss-by-layer")
+
+
 def test_identical_checkpoints(pair, tmp_path) -> None:
     base = pair[2][0]
     assert offprin(base, base, base, "--out", tmp_path / "out", "--names", "a", "b", *ALL) == 0

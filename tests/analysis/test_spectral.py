@@ -14,6 +14,7 @@ from offprin_kernels.analysis import plan
 from offprin_kernels.analysis.plan import METRICS
 from offprin_kernels.analysis.schema import CURVES
 from offprin_kernels.ops.subspace import topk_svd
+from offprin_kernels.ops.update_scan import Rule
 
 from ..ops.weights import weights
 from .checkpoints import base_weights, files, offprin, save, tuned_weights
@@ -280,3 +281,34 @@ def test_resumed_geometry_is_the_same(pair, tmp_path, monkeypatch) -> None:
 def test_bad_options(pair, tmp_path, capsys, options, words) -> None:
     assert offprin(*pair[2], "--out", tmp_path / "out", *options) == 2
     assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_top_of_the_spectrum_alone(pair, tmp_path, capsys) -> None:
+    """--nss top: what the whole spectrum says is left out, all else is there, nulls within a few per cent."""
+    base, runs, paths = pair
+    metrics = ("--metrics", "spectrum", "--k", "5")
+    assert offprin(*paths, "--out", tmp_path / "full", *metrics) == 0
+    capsys.readouterr()
+    assert offprin(*paths, "--out", tmp_path / "top", *metrics, "--nss", "top") == 0
+    assert "NSS, top k" in capsys.readouterr().out
+    for full, top in zip(table(tmp_path / "full"), table(tmp_path / "top"), strict=True):
+        assert [top[name] for name in ("nss", "nss_error", "nss_mirsky", "nss_isotropic")] == [None] * 4
+        w, t = base[top["name"]].double(), runs[("one", "two").index(top["run"])][top["name"]].double()
+        before, after = torch.linalg.svdvals(w)[:5], torch.linalg.svdvals(t)[:5]
+        truth = float((after - before).norm() / before.norm())
+        for row in (full, top):
+            assert abs(row["nss_k"] - truth) <= row["nss_k_error"] < 1e-5
+            assert row["nss_k"] <= row["nss_k_mirsky"] == pytest.approx(float((t - w).norm() / before.norm()), rel=1e-6)
+            assert row["left_degrees"] == pytest.approx(full["left_degrees"], abs=0.1)
+            assert row["left_degrees_isotropic"] == pytest.approx(full["left_degrees_isotropic"], rel=0.1)
+            for name, weight in (("base", w), ("tuned", t)):
+                truth_rank = float(weight.norm() ** 2 / torch.linalg.matrix_norm(weight, 2) ** 2)
+                assert row[f"stable_rank_{name}"] == pytest.approx(truth_rank, rel=1e-5)
+    found = json.loads((tmp_path / "top" / "summary.json").read_text())["geometry"][0]["all"]
+    assert found["nss"] is None and found["nss_k"] > 0 and found["bounds"]["mirsky"]["matrices"] == 0
+    assert found["bounds"]["mirsky_k"]["exceeded"] == 0
+
+
+def test_nss_of_another_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="full, top"):
+        plan.Options((Rule.parse("bitwise"),), nss="some")

@@ -71,55 +71,63 @@ def told(name: str) -> str:
     return f"{name}, singular value %{{x}}: %{{y:.6g}}"
 
 
-NSS = (
-    ("nss", "observed", "solid", 2.0),
-    ("nss_isotropic", "if isotropic", "dot", 1.6),
-    ("nss_mirsky", "at most (Mirsky)", "dash", 1.6),
-)
+WHAT = {
+    "nss": "NSS = ||s(W+) - s(W0)|| / ||s(W0)|| over the full spectrum, median over the matrices of a layer. It cannot "
+    "exceed ||D|| / ||W0|| (Mirsky); a Gaussian update of the same norm gives about that over the root of the larger "
+    "side.",
+    "nss_k": "NSS = ||s(W+) - s(W0)|| / ||s(W0)|| over the k largest singular values, median over the matrices of a "
+    "layer. It cannot exceed ||D|| over the norm of these values (Mirsky); a Gaussian update of the same norm gives "
+    "about that times the root of k / (m n).",
+}
 
 
 def nss_by_layer(tables: Tables) -> Chart | None:
     rows = tables.geometry
-    if rows is None or not rows.has("nss"):
+    shift = tables.shift
+    if rows is None or not rows.has(shift.observed):
         return None
+    drawn = (
+        (shift.observed, "observed", "solid", 2.0),
+        (shift.isotropic, "if isotropic", "dot", 1.6),
+        (shift.mirsky, "at most (Mirsky)", "dash", 1.6),
+    )
     layers = np.unique(rows.numbers("layer")[np.isfinite(rows.numbers("layer"))])
     layers = layers[thin(len(layers), 256)]
     panels, said, lines = [], [], []
-    every = [rows.numbers(column) for column, *_ in NSS]
+    every = [rows.numbers(column) for column, *_ in drawn]
     positive = np.concatenate([v[np.isfinite(v) & (v > 0)] for v in every])
     y_range = (float(positive.min()) / 1.5, float(positive.max()) * 1.5) if len(positive) else None
     for i, run in enumerate(tables.runs):
         mine = rows.where(rows.texts("run") == run)
         series, middle = [], {}
-        for column, name, line, width in NSS:
+        for column, name, line, width in drawn:
             found = medians(mine, column, layers)
             middle[column] = np.nanmedian(found) if np.isfinite(found).any() else np.nan
             if np.isfinite(found).any():
                 hover = f"{run}, {name}, layer %{{x}}: %{{y:.3e}}"
-                paint = colour(i) if column == "nss" else INK
-                y, name = plain(np.where(found > 0, found, np.nan)), run if column == "nss" else name
-                group = "" if column == "nss" else name
+                paint = colour(i) if column == shift.observed else INK
+                y, name = plain(np.where(found > 0, found, np.nan)), run if column == shift.observed else name
+                group = "" if column == shift.observed else name
                 series.append(Series(name, plain(layers), y, "line", paint, line, width, hover=hover, group=group))
         if not series:
             continue
-        panels.append(Panel(run, series, x_title="layer", y_title="NSS", log_y=True, y_range=y_range))
-        ratio = middle["nss"] / middle["nss_isotropic"] if middle["nss_isotropic"] > 0 else np.nan
+        panels.append(Panel(run, series, x_title="layer", y_title=shift.title, log_y=True, y_range=y_range))
+        seen, null = middle[shift.observed], middle[shift.isotropic]
+        ratio = seen / null if null > 0 else np.nan
         compared = f", {ratio:.2f} times that of an isotropic update" if np.isfinite(ratio) else ""
-        said.append(f"{run} {middle['nss']:.2e}{compared}")
-        lines.append((run, *(f"{middle[column]:.3e}" for column, *_ in NSS)))
+        said.append(f"{run} {seen:.2e}{compared}")
+        lines.append((run, *(f"{middle[column]:.3e}" for column, *_ in drawn)))
     if not panels:
         return None
     return Chart(
         "nss-by-layer",
         "Normalized spectral shift by layer",
         "nss",
-        f"Normalized spectral shift (NSS), median over layers: {'; '.join(said)}.",
-        "NSS = ||s(W+) - s(W0)|| / ||s(W0)|| over the full spectrum, median over the matrices of a layer. It cannot "
-        "exceed ||D|| / ||W0|| (Mirsky); a Gaussian update of the same norm gives about that over the root of the "
-        "larger side.",
+        f"Normalized spectral shift ({shift.title}), median over layers: {'; '.join(said)}.",
+        WHAT[shift.observed],
         panels,
         across=min(3, len(panels)),
         panel_height=250,
-        header=("run", *(name for _, name, *_ in NSS)),
+        header=("run", *(name for _, name, *_ in drawn)),
         rows=lines,
     )

@@ -199,6 +199,7 @@ MATRIX_COLUMNS = (
     ("left angle", "left_degrees", "degrees", "geometry"),
     ("right angle", "right_degrees", "degrees", "geometry"),
     ("NSS", "nss", "number", "geometry"),
+    ("NSS, top k", "nss_k", "number", "geometry"),
     ("energy, both", "energy_both", "percent", "geometry"),
 )
 

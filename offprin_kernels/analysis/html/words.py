@@ -10,6 +10,7 @@ import numpy as np
 
 from ..charts.energy import median
 from ..charts.model import listed
+from ..schema import Shift
 from ..tables import Frame, Tables
 from ..text import percent
 from .agreement import CLEAR, agreement
@@ -68,7 +69,7 @@ def of_run(tables: Tables, run: str) -> Iterator[Finding | None]:
     yield isotropic(rows)
     if tables.geometry is not None:
         geometry = tables.geometry.where(tables.geometry.texts("run") == run)
-        yield from (energy(geometry), angles(geometry), spectrum(geometry), principal(geometry))
+        yield from (energy(geometry), angles(geometry), spectrum(geometry, tables.shift), principal(geometry))
 
 
 def changed(tables: Tables, rows: Frame) -> Finding:
@@ -165,17 +166,17 @@ def angles(rows: Frame) -> Finding | None:
     )
 
 
-def spectrum(rows: Frame) -> Finding | None:
-    if not rows.has("nss"):
+def spectrum(rows: Frame, columns: Shift) -> Finding | None:
+    if not rows.has(columns.observed):
         return None
-    nss, error, null = (rows.numbers(name) for name in ("nss", "nss_error", "nss_isotropic"))
+    nss, error, null = (rows.numbers(name) for name in columns[:3])
     lost, known = int((nss <= np.nan_to_num(error)).sum()), int(np.isfinite(nss).sum())
     if 2 * lost >= known:
         text = (
             f"Spectrum: the shift is <b>below its error</b> in {lost:,} of {known:,} matrices; nothing is said of it."
         )
         return Finding(SPECTRUM, "below its error", text)
-    told = f"Spectrum: it shifted by {median(nss):.2e} of its norm (NSS, median)"
+    told = f"Spectrum: it shifted by {median(nss):.2e} of its norm ({columns.title}, median)"
     both = np.isfinite(nss) & np.isfinite(null) & (null > 0)
     if not both.any():
         return Finding(SPECTRUM, "that null was not measured", f"{told}; no isotropic value beside it.")

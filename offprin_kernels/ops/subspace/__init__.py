@@ -133,6 +133,7 @@ def package(operand: Operand, found: Solution, k: int, tolerance: float) -> TopK
         iterations=found.iterations,
         method=found.method,
         space=ritz.right.float(),
+        space_values=ritz.values * scale,
         values=found.squares.clamp_min(0).sqrt() * scale if found.squares is not None else None,
     )
 
@@ -165,6 +166,7 @@ def batched(weight: torch.Tensor, k: int, tol_degrees: float, method: str, warm_
         iterations=max(part.iterations for part in parts),
         method=parts[0].method,
         space=stack([part.space[:rows] for part in parts]),
+        space_values=stack([part.space_values[:rows] for part in parts]),
     )
 
 
@@ -186,4 +188,5 @@ def element(found: TopK, index: int) -> TopK:
         iterations=found.iterations,
         method=found.method,
         space=of(found.space, 2),
+        space_values=of(found.space_values, 1),
     )

@@ -30,6 +30,7 @@ class TopK:
     iterations: int  # blocks (krylov), rounds (correction), 1 (gram, reference)
     method: str
     space: torch.Tensor  # fp32 [..., l, min(m, n)]: rows of the whole search space, to start a related weight from
+    space_values: torch.Tensor  # fp64 [..., l], descending: singular values of the weight within the space
     values: torch.Tensor | None = None  # fp64 [min(m, n)]: all singular values, where fp64 ones came with the method
 
     @property
