@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from offprin_kernels.analysis import Options, analyze, make_plan
+from offprin_kernels.analysis import Options, analyze, cost, make_plan
 from offprin_kernels.checkpoint import Checkpoint
 from offprin_kernels.ops.subspace import topk_svd
 from offprin_kernels.ops.update_scan import Rule
@@ -48,22 +48,24 @@ def pair(tmp_path_factory) -> tuple[Path, Path]:
     return root / "base.safetensors", root / "tuned.safetensors"
 
 
-def full_set(pair, out: Path) -> dict:
-    rules = (Rule.parse("bitwise"), Rule.parse("eta"), Rule.parse("atol", 1e-5), Rule.parse("atol", 1e-8))
+RULES = (Rule.parse("bitwise"), Rule.parse("eta"), Rule.parse("atol", 1e-5), Rule.parse("atol", 1e-8))
+
+
+def full_set(pair, out: Path, nss: str = "full") -> dict:
     with Checkpoint.open(pair[0]) as base, Checkpoint.open(pair[1]) as tuned:
-        plan = make_plan(base, [tuned], Options(rules, metrics=METRICS, k=K))
+        plan = make_plan(base, [tuned], Options(RULES, metrics=METRICS, k=K, nss=nss))
         summary = analyze(plan, out, overwrite=True).summary
     assert summary is not None
     return summary
 
 
-def factorisations(pair) -> float:
-    """The same top-k factors and nothing else; the largest certified error."""
+def factorisations(pair, warm: bool = True) -> float:
+    """The same top-k factors and nothing else, tuned ones from the base's or from nothing; the largest error."""
     worst = 0.0
     with Checkpoint.open(pair[0]) as base, Checkpoint.open(pair[1]) as tuned:
         for name in base.tensors:
             first = topk_svd(base.read(name), K, tol_degrees=0.05 / 4)
-            second = topk_svd(tuned.read(name), K, tol_degrees=0.05, warm_start=first)
+            second = topk_svd(tuned.read(name), K, tol_degrees=0.05, warm_start=first if warm else None)
             worst = max(worst, float(first.error_degrees), float(second.error_degrees))
     return worst
 
@@ -72,18 +74,40 @@ def test_full_set(benchmark, record, pair, tmp_path) -> None:
     found = full_set(pair, tmp_path / "out")["geometry"][0]["all"]
     assert found["matrices"] == LAYERS * len(SHAPES) and found["not_converged"] == 0 and found["left_degrees"] > 0
     assert factorisations(pair) <= 0.05
+    square = torch.randn(2048, 2048)
     seconds = interleaved(
-        {"ours": lambda _: full_set(pair, tmp_path / "out"), "factors": lambda _: factorisations(pair)}, rounds=5
+        {
+            "full": lambda _: full_set(pair, tmp_path / "out"),
+            "top": lambda _: full_set(pair, tmp_path / "top", "top"),
+            "factors": lambda _: factorisations(pair),
+            "cold": lambda _: factorisations(pair, warm=False),
+            "gemm": lambda _: square @ square,
+        },
+        rounds=5,
     )
-    ratio = median_ratio(seconds["ours"], seconds["factors"])
-    record(
-        "offprin analyze, all metrics, k = 128, layers of Qwen3-0.6B: factorisations alone over everything",
-        1 / ratio,
-        1 / 1.3,
-        "time of the certified top-k factorisations over that of the whole analysis (0.77: 1.3 times)",
-        times_the_factorisations=ratio,
-        seconds=spread(seconds["ours"]),
-    )
+    for nss in ("full", "top"):
+        for alone, what in (("factors", "the base's and, from these, the tuned ones"), ("cold", "both from nothing")):
+            ratio = median_ratio(seconds[nss], seconds[alone])
+            record(
+                f"offprin analyze, all metrics, NSS {nss}, k = 128, layers of Qwen3-0.6B: factors {alone}",
+                1 / ratio,
+                1 / 1.3,
+                f"time of the certified top-k factorisations, {what}, over that of the analysis (0.77: 1.3 times)",
+                times_the_factorisations=ratio,
+                seconds=spread(seconds[nss]),
+            )
+    rates = cost.Rates(flops=2 * 2048.0**3 / spread(seconds["gemm"])["median"])
+    with Checkpoint.open(pair[0]) as base, Checkpoint.open(pair[1]) as tuned:
+        for nss in ("full", "top"):
+            plan = make_plan(base, [tuned], Options(RULES, metrics=METRICS, k=K, nss=nss))
+            forecast = sum(cost.seconds(unit, plan.options, rates) for unit in plan.units)
+            record(
+                f"--dry-run, NSS {nss}: forecast over measured",
+                forecast / spread(seconds[nss])["median"],
+                None,
+                "seconds at the rate of products measured in the same run over seconds taken",
+                gemm_gflops=rates.flops / 1e9,
+            )
     benchmark.pedantic(full_set, args=(pair, tmp_path / "out"), rounds=1)
 
 
@@ -91,7 +115,7 @@ def in_ranks(pair, out: Path, ranks: int) -> float:
     """Seconds of the work itself, without starting Python, by rank 0's clock; one thread a rank."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "-m", "offprin_kernels"]
     options = ["--metrics", "update,spectrum", "--k", str(K), "--out", str(out), "--overwrite", "--quiet"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OFFPRIN_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OFFPRIN_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, "analyze", *map(str, pair), *options], env=environment, capture_output=True, text=True
     )

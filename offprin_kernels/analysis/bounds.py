@@ -18,15 +18,19 @@ class Bound:
     observed: tuple[str, ...]  # the largest of these columns
     bound: str
     error: str | None = None
+    unit: str = ""  # of both: empty for a ratio
+    most: float = np.inf  # a bound of so much, or more, says nothing
 
 
 BOUNDS = (
     Bound("Mirsky", "NSS <= ||D||_F / ||W0||_F", ("nss",), "nss_mirsky", "nss_error"),
     Bound("Mirsky, top k", "NSS_k <= ||D||_F / ||s_k(W0)||_2", ("nss_k",), "nss_k_mirsky", "nss_k_error"),
-    Bound("Weyl", "max |s_i(W+) - s_i(W0)| <= ||D||_2", ("largest_shift",), "update_spectral_norm"),
-    Bound("Ky Fan", "| ||W+||_(k) - ||W0||_(k) | <= k ||D||_2", ("ky_fan_shift",), "ky_fan"),
-    Bound("Wedin", "sin(largest angle) <= ||D||_2 / gap", ("left_degrees", "right_degrees"), "wedin_degrees",
-          "resolution_degrees"),
+    Bound("Weyl", "max |s_i(W+) - s_i(W0)| <= ||D||_2", ("largest_shift",), "update_spectral_norm", "shift_error",
+          "of W"),
+    Bound("Ky Fan", "| ||W+||_(k) - ||W0||_(k) | <= k ||D||_2", ("ky_fan_shift",), "ky_fan", "ky_fan_error",
+          "of W"),
+    Bound("Wedin", "largest angle <= asin(||D||_2 / (gap - ||D||_2))", ("left_degrees", "right_degrees"),
+          "wedin_degrees", "resolution_degrees", "degrees", 90.0),
 )  # fmt: skip
 
 
@@ -57,7 +61,7 @@ def beside(tables: Tables) -> list[Beside]:
             seen = np.fmax.reduce([mine.numbers(column) for column in bound.observed])
             limit = mine.numbers(bound.bound)
             error = mine.numbers(bound.error) if bound.error else np.zeros(len(mine))
-            both = np.isfinite(seen) & np.isfinite(limit)
+            both = np.isfinite(seen) & np.isfinite(limit) & (limit < bound.most)
             seen, limit, error = seen[both], limit[both], np.nan_to_num(error[both])
             # one part in a million for rounding, beside the error that the measurement states
             exceeded = int((seen > limit * (1 + 1e-6) + error).sum())

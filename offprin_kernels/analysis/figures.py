@@ -10,15 +10,28 @@ import numpy as np
 from ..checkpoint.write import atomic_write_bytes
 from ..output import OutputError, dump
 from .charts import Chart, Panel, Series, charts
-from .charts.model import DIVERGING, GREY, INK
-from .charts.scale import log_range, log_ticks, shorten, spread
+from .charts.model import DIVERGING, GREY, INK, RUN_COLOURS
+from .charts.names import shorten
+from .charts.scale import log_range, log_ticks, spread
 from .store import CAPTIONS, FIGURES
 from .tables import Tables
 
 WIDTH, DPI = 10.0, 160  # inches; dots per inch of PNG files
 PIXELS = 96  # of the page, in an inch
+BAND = 0.18  # opacity of a null's band
+LETTER = 0.075  # inches of a letter of 9 points, on average
+MARGIN = 0.95  # inches of a panel's width that its y axis and borders take
+HANDLE = 0.55  # inches of a legend's entry beside its name
 DASHES: dict = {"solid": "-", "dash": (0, (5, 3)), "dot": (0, (1, 2)), "dashdot": "-.", "longdash": (0, (9, 3))}
-SYMBOLS = {"circle": "o", "circle-open": "o", "diamond-open": "D", "square-open": "s", "x-thin": "x"}
+SYMBOLS = {
+    "circle": "o",
+    "square": "s",
+    "diamond": "D",
+    "circle-open": "o",
+    "diamond-open": "D",
+    "square-open": "s",
+    "x-thin": "x",
+}
 STYLE: dict = {"font.size": 9, "font.family": "DejaVu Sans", "axes.edgecolor": "#9A9A9A", "axes.linewidth": 0.8,
         "pdf.fonttype": 42, "svg.hashsalt": "offprin"}  # fmt: skip
 
@@ -64,14 +77,17 @@ def draw(chart: Chart):
     from matplotlib.figure import Figure
 
     down = -(-len(chart.panels) // chart.across)
-    extra = 0.5 if any(panel.ticks and not panel.lying for panel in chart.panels) else 0.0
-    height = down * (chart.panel_height / PIXELS + extra) + 0.9
+    room = WIDTH / chart.across - MARGIN
+    extra = max(below(panel, room) for panel in chart.panels)
+    height = down * (chart.panel_height / PIXELS + extra) + 0.7
+    if not chart.scale and len(chart.legend) > 1:
+        height += 0.19 * -(-len(chart.legend) // legend_columns(list(chart.legend)))
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     figure.suptitle(chart.title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     axes = figure.subplots(down, chart.across, squeeze=False).ravel()
     image = None
     for panel, axis in zip(chart.panels, axes, strict=False):
-        image = draw_panel(panel, axis) or image
+        image = draw_panel(panel, axis, room) or image
     for axis in axes[len(chart.panels) :]:
         axis.set_axis_off()
     if image is not None:
@@ -79,11 +95,33 @@ def draw(chart: Chart):
         bar.set_label(chart.scale)
     elif len(chart.legend) > 1:
         handles = [handle(name, looks) for name, looks in chart.legend.items()]
-        figure.legend(handles, list(chart.legend), loc="outside lower left", ncols=min(6, len(handles)), frameon=False)
+        columns = legend_columns(list(chart.legend))
+        figure.legend(handles, list(chart.legend), loc="outside lower left", ncols=columns, frameon=False)
     return figure
 
 
-def draw_panel(panel: Panel, axis):
+def legend_columns(names: list[str]) -> int:
+    """As many as the names leave room for."""
+    return max(1, min(6, len(names), int(WIDTH / (HANDLE + LETTER * max(map(len, names))))))
+
+
+def slanted(panel: Panel, room: float) -> bool:
+    """Whether labels below a panel are too long to stand side by side in so many inches."""
+    if panel.ticks is None or panel.lying:
+        return False
+    labels = shorten(panel.ticks[1])
+    return LETTER * max(map(len, labels)) + 0.06 > room / len(labels)
+
+
+def below(panel: Panel, room: float) -> float:
+    """Inches that slanted labels take below a panel."""
+    if not slanted(panel, room):
+        return 0.0
+    assert panel.ticks is not None
+    return 0.1 + 0.65 * LETTER * max(map(len, shorten(panel.ticks[1])))
+
+
+def draw_panel(panel: Panel, axis, room: float):
     """Draws into the axis; returns the image where the panel is one of strips."""
     axis.set_title(panel.title, loc="left", fontsize=9, fontweight="bold")
     axis.set_xlabel(panel.x_title)
@@ -95,19 +133,20 @@ def draw_panel(panel: Panel, axis):
     axis.grid(axis="x" if panel.lying else "both" if panel.ticks is None else "y", color="#E6E6E2", linewidth=0.7)
     for series in panel.series:
         draw_series(series, axis)
+    if panel.x_title == "layer":
+        axis.xaxis.get_major_locator().set_params(integer=True)
     if panel.log_x:
         scale(axis, "x", log_range([series.x for series in panel.series], 1.06))
     if panel.log_y:
         scale(axis, "y", spread(panel))
     if panel.ticks:
         places, labels = panel.ticks
-        short = [shorten(label) for label in labels]
+        short = shorten(labels)
         if panel.lying:
             axis.set_yticks(list(places), short)
         else:
-            slanted = sum(map(len, short)) > 60 / max(1, 10 / axis.get_figure().get_figwidth())
-            look = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
-            axis.set_xticks(list(places), short, **look)
+            turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if slanted(panel, room) else {}
+            axis.set_xticks(list(places), short, **turned)
             axis.set_xlim(-0.6, len(labels) - 0.4)
     if panel.floor:
         axis.axhspan(axis.get_ylim()[0], panel.floor[0], color="#ECECE8", zorder=0)
@@ -127,7 +166,7 @@ def draw_strips(panel: Panel, axis):
     image = axis.pcolormesh(
         heat.edges, edges, z, cmap=colours, vmin=1 - heat.reach, vmax=1 + heat.reach, rasterized=True
     )
-    axis.set_yticks(range(len(heat.strips)), [shorten(name, 20) for name in heat.strips], fontsize=7)
+    axis.set_yticks(range(len(heat.strips)), shorten(heat.strips), fontsize=7)
     axis.tick_params(axis="x", labelsize=7)
     axis.invert_yaxis()
     for place in panel.boundaries:
@@ -140,6 +179,9 @@ def draw_series(series: Series, axis) -> None:
     x = np.array([np.nan if value is None else value for value in series.x], dtype=np.float64)
     if series.marks == "bars":
         axis.bar(x, np.nan_to_num(y), width=series.width * 0.92, color=series.colour)
+    elif series.marks == "band":
+        top = np.array(series.top, dtype=np.float64)
+        axis.fill_between(x, y, top, color=series.colour, alpha=BAND, linewidth=0)
     elif series.marks == "line":
         axis.plot(x, y, color=series.colour, linestyle=DASHES[series.dash], linewidth=series.width * 0.75)
         if np.isfinite(y).sum() == 1:
@@ -151,7 +193,7 @@ def draw_series(series: Series, axis) -> None:
 def look(series: Series) -> dict:
     """Marker arguments of points and ticks."""
     if series.marks == "ticks":
-        return {"marker": "_", "markersize": 8, "markeredgewidth": 1.6, "color": series.colour}
+        return {"marker": "_", "markersize": 0.62 * series.width, "markeredgewidth": 1.6, "color": series.colour}
     face = "none" if series.symbol.endswith("open") else series.colour
     return {"marker": SYMBOLS[series.symbol], "markersize": 5.5, "markeredgewidth": 1.2, "color": series.colour,
             "markerfacecolor": face}  # fmt: skip
@@ -162,13 +204,14 @@ def handle(name: str, looks: list[Series]):
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    first = looks[0]
+    first = next((series for series in looks if series.marks != "band"), looks[0])
     if first.marks == "bars":
         return Patch(color=first.colour, label=name)
     if first.marks == "line":
-        colour = INK if first.group else first.colour
+        colour = INK if first.group and first.colour in RUN_COLOURS else first.colour
         return Line2D([], [], color=colour, linestyle=DASHES[first.dash], linewidth=1.6, label=name)
-    return Line2D([], [], linestyle="none", label=name, **look(first))
+    large = {"markersize": 8} if first.marks == "ticks" else {}
+    return Line2D([], [], linestyle="none", label=name, **look(first) | large)
 
 
 def scale(axis, which: str, limits: tuple[float, float]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from .schema import ENERGY_COLUMNS, NULLS, SHIFTS
 from .text import percent, scientific, table
 
+# Matrices left out that are named.
+LISTED = 5
 BOUND_NAMES = {
     "mirsky": "NSS <= |D|/|W0| (Mirsky)",
     "mirsky_k": "NSS, top k <= |D|/|W0_k| (Mirsky)",
@@ -17,10 +19,9 @@ BOUND_NAMES = {
 def geometry_text(found: dict, options: dict) -> list[str]:
     """Tables of one run's geometry, a line per kind of linear layer; what is below resolution is not a number."""
     groups = [*found["by_kind"].items(), ("linear layers", found["all"])]
-    lines = [f"{found['run']}: geometry of {found['all']['matrices']} linear layers, k = {options['k']}"]
-    if not found["all"]["matrices"]:
-        return lines
-    if "spectrum" in options["metrics"]:
+    some = found["all"]["matrices"]
+    lines = [f"{found['run']}: geometry of {some} linear layers, {dimensions(found['all'], options)}"]
+    if some and "spectrum" in options["metrics"]:
         shift = SHIFTS[options["nss"]]
         rows = [
             (
@@ -55,21 +56,32 @@ def geometry_text(found: dict, options: dict) -> list[str]:
         lines.append(table(("observed as a share of its bound", "largest", "median", "exceeded"), bounds))
         if found["all"]["not_converged"]:
             lines.append(f"{found['all']['not_converged']} matrices missed the tolerance: their resolution is coarser")
-    if "energy" in options["metrics"]:
+    if some and "energy" in options["metrics"]:
         columns = [column for column in ENERGY_COLUMNS if not column.endswith("_z")]
         shares = [(name, *(percent(group[column]) for column in columns)) for name, group in groups]
-        sides = ("left", "if isotropic", "right", "if isotropic", "both", "if isotropic")
+        sides = (head for side in ("left", "right", "both") for head in (side, "isotropic", "& rounded"))
         lines.append(table(("update energy in top k", *sides), shares))
-    if "masks" in options["metrics"]:
+    if some and "masks" in options["metrics"]:
         what = f"changed weights in, alpha = {options['alpha']}"
         overlaps = overlap_rows(found["all"]["overlaps"])
         nulls = ("if uniform", "if by exponent", "if by margins", "if isotropic")
         lines.append(table((what, "share", *nulls, "excess", "z (exponent)"), overlaps))
+        without = some - found["all"]["overlaps"]["low"]["isotropic_matrices"]
+        if 0 < without < some:
+            lines.append(f"  if isotropic: without {without} matrices that have no such null")
     if found["skipped"]["names"]:
         lines.append(f"  {len(found['skipped']['names'])} tensors skipped: {found['skipped']['why']}")
-    for entry in found["left_out"][:5]:
+    for entry in found["left_out"][:LISTED]:
         lines.append(f"  left out: {entry['name']}: {entry['why']}")
+    if len(found["left_out"]) > LISTED:
+        lines.append(f"  and {len(found['left_out']) - LISTED} more left out; geometry.parquet lists all")
     return lines
+
+
+def dimensions(group: dict, options: dict) -> str:
+    """The k that was asked for, and where matrices have fewer dimensions, what they had."""
+    smallest, asked = group.get("k_smallest", options["k"]), options["k"]
+    return f"k = {asked}" if smallest == asked else f"k = {asked} or as many as a matrix has, {smallest} at least"
 
 
 def overlap_rows(overlaps: dict) -> list[tuple[str, ...]]:
@@ -86,4 +98,9 @@ def overlap_rows(overlaps: dict) -> list[tuple[str, ...]]:
 
 
 def degrees(value: float | None, group: dict) -> str:
-    return f"< {group['resolution_degrees']:.3f}" if value is None else f"{value:.3f}"
+    return f"< {number(group['resolution_degrees'])}" if value is None else number(value)
+
+
+def number(angle: float) -> str:
+    """Three decimals, or two digits of what would be 0.000."""
+    return f"{angle:.3f}" if angle >= 0.001 or not angle else f"{angle:.1e}"

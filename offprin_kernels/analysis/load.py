@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ..output import OutputError
 from .tables import Tables, arrow_parquet, guarded
-
-if TYPE_CHECKING:
-    from .reconciliation import Row
 
 Engine = Literal["pandas", "polars"]
 
@@ -73,21 +70,30 @@ class Results:
         return self._frame("curves")
 
     @cached_property
-    def reconciliation(self) -> list[Row]:
-        """Each published definition of sparsity and of rotation, by run."""
-        from .reconciliation import reconcile
+    def reconciliation(self) -> Any:
+        """A row per run, set of tensors and published definition of sparsity or rotation."""
+        import pyarrow as pa
 
-        return reconcile(self._tables)
+        from .reconciliation import as_records, reconcile
+
+        return self._of_arrow(pa.Table.from_pylist(as_records(reconcile(self._tables))))
 
     def _frame(self, table: str) -> Any:
         path = self.root / f"{table}.parquet"
         if not path.exists():
             return None
+        return guarded(path, lambda: self._of_arrow(arrow_parquet().read_table(path)))
+
+    def _of_arrow(self, arrow: Any) -> Any:
+        """A data frame of the chosen library; counts stay integers where some are missing."""
         if self.engine == "polars":
             import polars
 
-            return guarded(path, lambda: polars.from_arrow(arrow_parquet().read_table(path)))
-        return guarded(path, lambda: arrow_parquet().read_table(path).to_pandas())
+            return polars.from_arrow(arrow)
+        import pandas
+        import pyarrow as pa
+
+        return arrow.to_pandas(types_mapper={pa.int64(): pandas.Int64Dtype()}.get)
 
 
 def load(directory: str | Path, *, engine: Engine = "pandas") -> Results:

@@ -45,17 +45,39 @@ def measure(
 ) -> Iterator[UnitResult]:
     """Compare every run with the base, unit after unit; the next slabs, of the next unit too, are read meanwhile.
 
-    Raises CheckpointError where a file cannot be read.
+    Results come in the order of the units, in whatever groups these are looked at. Raises CheckpointError where a file
+    cannot be read.
     """
-    with stream([request for unit in units for request in requests(unit, plan)], device) as weights:
-        for group in groups(units, plan, device):
-            if len(group) == 1:
-                yield Work(group[0], plan, weights, mask_sink, progress).result()
-                continue
-            tensors = [[next(weights) for _ in range(1 + len(unit.partners))] for unit in group]
-            factors = factorise_together(group, plan, tensors)
-            for unit, found in zip(group, factors, strict=True):
-                yield Work(unit, plan, iter(tensors.pop(0)), mask_sink, progress, found).result()
+    order = groups(units, plan, device)
+    ready: dict[int, UnitResult] = {}
+    due = itertools.count()
+    turn = next(due)
+    asked = [request for group in order for at in group for request in requests(units[at], plan)]
+    with stream(asked, device) as weights:
+        for group in order:
+            members = [units[at] for at in group]
+            for at, result in zip(group, results(members, plan, weights, mask_sink, progress), strict=True):
+                ready[at] = result
+                while turn in ready:
+                    yield ready.pop(turn)
+                    turn = next(due)
+
+
+def results(
+    group: Sequence[Unit],
+    plan: Plan,
+    weights: Iterator[torch.Tensor],
+    mask_sink: MaskSink | None,
+    progress: Progress | None,
+) -> Iterator[UnitResult]:
+    """What is found for each unit of a group; a single one takes its weights as they come."""
+    if len(group) == 1:
+        yield Work(group[0], plan, weights, mask_sink, progress).result()
+        return
+    tensors = [[next(weights) for _ in range(1 + len(unit.partners))] for unit in group]
+    factors = factorise_together(group, plan, tensors)
+    for unit, found in zip(group, factors, strict=True):
+        yield Work(unit, plan, iter(tensors.pop(0)), mask_sink, progress, found).result()
 
 
 def requests(unit: Unit, plan: Plan) -> list[Request]:
@@ -75,26 +97,28 @@ BATCHING = ("cuda",)
 BATCH, BATCH_BYTES = 128, 1 << 29
 
 
-def groups(units: Sequence[Unit], plan: Plan, device: torch.device) -> Iterator[list[Unit]]:
-    """Consecutive units that are factorised together: experts of equal shape, on a GPU; all others alone."""
-    group: list[Unit] = []
-    for unit in units:
-        together = (
-            group
-            and device.type in BATCHING
-            and wanted(unit, plan)
-            and wanted(group[0], plan)
-            and (unit.rows, unit.columns) == (group[0].rows, group[0].columns)
-            and [run for run, _ in unit.partners] == [run for run, _ in group[0].partners]
-            and len(group) < BATCH
-            and unit.nbytes + sum(other.nbytes for other in group) <= BATCH_BYTES
-        )
-        if group and not together:
-            yield group
-            group = []
-        group.append(unit)
-    if group:
-        yield group
+def groups(units: Sequence[Unit], plan: Plan, device: torch.device) -> list[list[int]]:
+    """Places of units that are factorised together, by their first: on a GPU those of equal shape, runs and dtypes.
+
+    Experts are stored projection by projection, so that equal shapes do not follow each other.
+    """
+    found: list[list[int]] = []
+    growing: dict[tuple, tuple[list[int], int]] = {}
+    for at, unit in enumerate(units):
+        if device.type not in BATCHING or not wanted(unit, plan):
+            found.append([at])
+            continue
+        refs = [unit.base, *(partner.tuned for _, partner in unit.partners)]
+        runs, dtypes = [run for run, _ in unit.partners], [ref.torch_dtype for ref in refs]
+        alike = (unit.rows, unit.columns, *runs, *dtypes)
+        size = unit.rows * sum(ref.row_bytes for ref in refs)
+        group, held = growing.get(alike, ([], 0))
+        if not group or len(group) == BATCH or held + size > BATCH_BYTES:
+            group, held = [], 0
+            found.append(group)
+        group.append(at)
+        growing[alike] = group, held + size
+    return found
 
 
 class Work:
@@ -112,7 +136,7 @@ class Work:
         self.unit, self.plan, self.weights, self.factors = unit, plan, weights, factors
         self.mask_sink, self.progress = mask_sink, progress
         self.runs = [run for run, _ in unit.partners]
-        self.tallies = {run: Tally(unit, plan.options.rules) for run in self.runs}
+        self.tallies = {run: Tally(unit, plan.options.rules, run) for run in self.runs}
         self.intersections = torch.zeros((len(self.runs), len(self.runs)), dtype=torch.int64)
         self.votes = torch.zeros(len(self.runs) + 1, dtype=torch.int64)
         self.geometry: list[dict] = []

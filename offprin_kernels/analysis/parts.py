@@ -1,7 +1,7 @@
 """Finished work on the disk: a folder for each part of a plan, made by any process, merged into tables in plan order.
 
-A part is written under a name of its own and renamed when whole. It says which plan it belongs to and what its files
-must hash to, so that one torn by a crash, or damaged since, is known and made again.
+A part is written under a name of its own and renamed when whole. It says which plan it belongs to, what its tables
+must hash to and how large its masks must be, so that one torn by a crash is known and made again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..checkpoint import Checkpoint, CheckpointError, SafetensorsWriter
@@ -99,12 +99,19 @@ class Parts:
         shutil.rmtree(partial, ignore_errors=True)
 
     def take(self, other: Parts, count: int) -> None:
-        """Copy the parts of another directory that are missing here."""
+        """Copy the parts of another directory that are missing here; they are of this plan, as the caller knows."""
         for index in range(count):
-            if not self.has(index) and other.has(index):
-                partial = self.begin(index)
+            if self.has(index) or not other.has(index):
+                continue
+            partial = self.begin(index)
+            try:
                 shutil.copytree(other.path(index), partial, dirs_exist_ok=True)
+                told = json.loads((partial / PART).read_text())
+                (partial / PART).write_text(json.dumps({**told, "plan": self.digest}))
                 self.install(partial, index)
+            except BaseException:
+                self.abandon(partial)
+                raise
 
     def check(self, count: int) -> None:
         """Raise OutputError unless every part is there: tables made of fewer would be wrong."""
@@ -116,7 +123,7 @@ class Parts:
             )
 
     def merge(self, table: str, count: int, target: Path) -> None:
-        """Write a table from all parts, one row group each, without holding more than one in memory."""
+        """Write a table from all parts, one row group each, without holding more than one in memory; sync it."""
         import pyarrow.parquet as pq
 
         files = [self.path(index) / f"{table}.parquet" for index in range(count)]
@@ -127,7 +134,9 @@ class Parts:
             with pq.ParquetWriter(partial, wanted, compression="zstd") as writer:
                 for file in files:
                     writer.write_table(pq.read_table(file, schema=wanted))
+            sync(partial)
             os.replace(partial, target)
+            sync(target.parent)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -173,9 +182,13 @@ def seal(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def difference(mine: dict, other: dict) -> str:
-    """In what two plans differ, as the end of a sentence."""
-    if mine["version"] != other["version"]:
-        return f"version {other['version']} of offprin-kernels (this is {mine['version']})"
-    names: Sequence[str] = [key for key in mine if mine[key] != other.get(key)]
-    return f"another plan (different {', '.join(names)})"
+def sync(path: Path) -> None:
+    """Force a file, or the names in a directory, to the disk; some network file systems cannot sync a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import torch
 
 from .. import packing
 from .._version import __version__
 from ..checkpoint import Checkpoint, Pairing, Status, TensorPair, TensorRef, describe, is_linear, pair
+from ..checkpoint.experts import FUSED
+from ..ops import subspace
 from ..ops.update_scan import Rule, contract
 from . import cost
 from .schema import SHIFTS
@@ -24,6 +28,12 @@ PART_BYTES, SMALLEST_PART = 1 << 31, 1 << 26
 PART_FLOPS, FEWEST_PARTS, SMALLEST_FLOPS = 4e12, 64, 2e10
 
 METRICS = ("spectrum", "masks", "energy")
+
+# Memory of libraries that an analysis loads, beyond torch's own import, and of their buffers; measured 238 to 257 MiB.
+LIBRARIES = 270 << 20
+
+# Pairs of singular values that a null looks at together, at most.
+PAIRS = 1 << 22
 
 MAX_NAME_BYTES = 200  # of a run: masks/NAME.safetensors.partial stays under the 255 bytes of a file name
 
@@ -52,6 +62,13 @@ class Options:
             raise ValueError(f"alpha must lie in (0, 1], got {self.alpha}")
         if not 1e-4 <= self.tol_degrees <= 45:
             raise ValueError(f"tol_degrees must lie between 1e-4 and 45, got {self.tol_degrees}")
+        # the base is converged to a quarter of it
+        least = 4 * subspace.least_tolerance(self.k)
+        if self.metrics and self.tol_degrees < least:
+            raise ValueError(
+                f"tol_degrees = {self.tol_degrees:g} is finer than fp32 vectors can show for k = {self.k}; "
+                f"give at least {1.06 * least:.1e}, or a smaller k"
+            )
         if self.nss not in SHIFTS:
             raise ValueError(f"nss must be one of {', '.join(SHIFTS)}, got {self.nss!r}")
         contract.distinct(self.rules)
@@ -74,7 +91,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Unit:
-    """One base tensor (or row range of a fused one) and its partners: read the base once, scan every run against it."""
+    """One base tensor (or one matrix of stacked experts) and its partners: the base is read once, for every run."""
 
     name: str
     base: TensorRef
@@ -122,22 +139,8 @@ class Plan:
 
     @property
     def peak_bytes(self) -> int:
-        """Estimated memory for weights and their results at any moment."""
-        peak = 0
-        for unit in self.units:
-            refs = (unit.base, *(partner.tuned for _, partner in unit.partners))
-            masks = len(unit.partners) * unit.slab_rows * packing.row_bytes(unit.columns)
-            counts = len(unit.partners) * 8 * (unit.rows + unit.columns)
-            # the base's slab and one run's are scanned while the next two are fetched
-            slabs = unit.slab_rows * 4 * max(ref.row_bytes for ref in refs)
-            geometry = 0
-            if self.options.metrics and unit.linear:
-                # base and two tuned weights as stored, one of them, the update and a factor's copy in fp32, a Gram
-                # matrix in fp64 and LAPACK's workspace of its size
-                whole = unit.rows * (refs[0].row_bytes + 2 * max(ref.row_bytes for ref in refs[1:]))
-                geometry = whole + 12 * unit.total + 24 * min(unit.rows, unit.columns) ** 2
-            peak = max(peak, slabs + masks + counts, geometry)
-        return peak
+        """Memory that a process takes at most on a CPU, beyond what it has once torch is imported; an estimate."""
+        return LIBRARIES + max(unit_bytes(unit, self.options) for unit in self.units)
 
     def identity(self) -> dict:
         """What must be equal for stored results to belong to this plan."""
@@ -155,6 +158,33 @@ class Plan:
     def part_cost(self, index: int) -> float:
         """Relative cost of a part, by which processes share the work."""
         return sum(cost.seconds(self.units[unit], self.options) for unit in self.parts[index])
+
+
+def unit_bytes(unit: Unit, options: Options) -> int:
+    """Memory for the weights of a unit and what is made of them, at the peak."""
+    whole = bool(options.metrics) and unit.linear
+    rows = unit.rows if whole else unit.slab_rows
+    refs = (unit.base, *(partner.tuned for _, partner in unit.partners))
+    # the base's rows and one run's are looked at while the next are fetched
+    size = rows * (refs[0].row_bytes + 2 * max(ref.row_bytes for ref in refs[1:]))
+    # masks of all runs and, of a whole weight, the three of the base
+    size += (len(unit.partners) + 3 * whole) * rows * packing.row_bytes(unit.columns)
+    size += len(unit.partners) * 8 * (unit.rows + unit.columns)
+    if not whole or not unit.total:
+        return size
+    short = min(unit.rows, unit.columns)
+    k = min(options.k, short)
+    # the update in fp32; search spaces and what is made of them, about six fp64 blocks as long as both sides
+    size += 4 * unit.total + 6 * 8 * min(short, subspace.search_rows(k)) * (unit.rows + unit.columns)
+    # the weight in fp64, which factors and spectra need by turns, and what lies beside it: its fp32 copy, or fp64 Gram
+    # matrices with the eigensolver's own
+    copy = 0 if all(ref.torch_dtype == torch.float32 for ref in refs) else 4 * unit.total
+    vectors = 40 * short**2 if subspace.whole_gram(unit.rows, unit.columns, k) else 0
+    spectrum = "spectrum" in options.metrics
+    values = 24 * short**2 if spectrum and options.nss == "full" else 0
+    # or, without it, pairs of values for the null of their shift
+    pairs = 48 * min(short**2, PAIRS) if spectrum else 0
+    return size + max(8 * unit.total + max(copy, vectors, values), pairs)
 
 
 def fingerprint(checkpoint: Checkpoint) -> dict:
@@ -179,9 +209,8 @@ def make_plan(
             raise ValueError(f"run name {name[:40]!a} {reason}; choose others with --names")
     pairings = tuple(pair(base, run, include=options.include, exclude=options.exclude) for run in tuned)
     grouped: dict[tuple, list[tuple[int, TensorPair]]] = {}
-    for run, pairing in enumerate(pairings):
-        for found in pairing.pairs:
-            grouped.setdefault((found.base.name, found.base.start_row, found.base.rows), []).append((run, found))
+    for run, found in matrices(base, pairings):
+        grouped.setdefault((found.base.name, found.base.start_row, found.base.rows), []).append((run, found))
     units = tuple(sorted(map(make_unit, grouped.values()), key=lambda unit: stream_order(base, unit)))
     if not units:
         raise ValueError(
@@ -190,6 +219,54 @@ def make_plan(
             + why_none(pairings)
         )
     return Plan(base, tuple(tuned), tuple(names), options, pairings, units, split(units, options))
+
+
+def matrices(base: Checkpoint, pairings: Sequence[Pairing]) -> Iterator[tuple[int, TensorPair]]:
+    """Every pair with its run; where the base stacks its experts, a pair for each matrix, the same for every run."""
+    heights: dict[str, int] = {}
+    for pairing in pairings:
+        for found in pairing.pairs:
+            if len(found.base.shape) == 3 and is_linear(found.base.name, found.base.shape):
+                # a run that has them one by one says how they are cut
+                height = min(found.base.rows, matrix_rows(base, found.base))
+                heights[found.base.name] = min(height, heights.get(found.base.name, height))
+    for run, pairing in enumerate(pairings):
+        for found in pairing.pairs:
+            height = heights.get(found.base.name, 0)
+            for start in range(0, found.base.rows, height) if height else ():
+                yield run, expert_pair(found, start, height)
+            if not height:
+                yield run, found
+
+
+def matrix_rows(base: Checkpoint, ref: TensorRef) -> int:
+    """Rows of one matrix in a tensor of stacked experts; gate and up, fused with the gate's rows first, are two.
+
+    Their shape beside that of ``down_proj`` [experts, hidden, intermediate] tells this layout from a transposed one.
+    """
+    rows, columns = ref.shape[-2:]
+    found = FUSED.fullmatch(ref.name)
+    if found is None or found["part"] != "gate_up_proj" or f"{ref.name}_bias" in base.tensors:
+        return rows
+    down = base.tensors.get(ref.name.replace("gate_up_proj", "down_proj"))
+    straight = down is not None and len(down.shape) == 3 and (rows, columns) == (2 * down.shape[2], down.shape[1])
+    return rows // 2 if straight else rows
+
+
+def expert_pair(found: TensorPair, start: int, rows: int) -> TensorPair:
+    """Rows [start, start + rows) of a pair: one matrix, named as where each expert is stored by itself."""
+    first = found.base.start_row + start
+    each = found.base.shape[-2] // rows
+    expert, part = divmod(first // rows, each)
+    stem, _, kind = found.base.name.removesuffix(".weight").rpartition("experts.")
+    if each == 2:
+        kind = kind.replace("gate_up", ("gate", "up")[part])
+    base, tuned = (replace(ref, start_row=ref.start_row + start, rows=rows) for ref in (found.base, found.tuned))
+    note = found.note
+    if rows < found.base.rows:
+        held = f"{found.base.name} holds all experts on both sides; compared one by one"
+        note = f"{held}; {note}" if note else held
+    return replace(found, name=f"{stem}experts.{expert}.{kind}.weight", base=base, tuned=tuned, note=note)
 
 
 def unfit(name: str) -> str | None:

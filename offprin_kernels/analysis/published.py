@@ -1,6 +1,7 @@
 """Published values, with where they were published: what an analysis may be held against.
 
-Sparsity: arXiv 2511.08567, Table 1. Angles and spectral shift: arXiv 2606.07082 (Qwen3-8B). Norms: one pair's layer 13.
+Sparsity and Jaccard indices: arXiv 2511.08567, Tables 1 and 2. Angles and spectral shift: arXiv 2606.07082 (Qwen3-8B).
+Norms: one pair's layer 13.
 """
 
 from __future__ import annotations
@@ -26,6 +27,16 @@ RLVR_SPARSITY = {
     "Polaris (7B)": 61.7,
     "UloRL": 91.7,
 }
+# (mean Jaccard index of five runs, its uniform null), by kind of module in layer 13
+JACCARD = {
+    "q_proj": (0.580, 0.430),
+    "k_proj": (0.580, 0.413),
+    "v_proj": (0.597, 0.467),
+    "o_proj": (0.552, 0.373),
+    "down_proj": (0.585, 0.453),
+    "up_proj": (0.578, 0.443),
+    "gate_proj": (0.575, 0.437),
+}
 # (norm of W0, norm of D) of DS-Qwen-1.5B -> DeepScaleR, layer 13, in fp32.
 DEEPSCALER_NORMS = {"q_proj": (62.2631, 0.069874), "o_proj": (79.5423, 0.076984), "down_proj": (140.1134, 0.182166)}
 
@@ -40,6 +51,12 @@ class Range:
 
     def holds(self, value: float) -> bool:
         return self.low <= value <= self.high
+
+    def holds_below(self, limit: float) -> bool | None:
+        """Whether a value known only to lie in 0..limit is inside; None where it may be or not."""
+        if self.low <= 0 and limit <= self.high:
+            return True
+        return False if limit < self.low else None
 
 
 def _percent(values: dict[str, float]) -> Range:

@@ -98,12 +98,13 @@ SPARSITIES = (
     ),
 )
 ANGLES = f"{PAPER}, 3.2; range {LATER}"
+MEDIANS = f"{PAPER}, 3.2; the published ranges are not of medians"
 ENERGY = f"after {PAPER}, 3.2 and 4.1; an energy is a squared norm"
 ROTATIONS = (
     Rotation("largest left angle", "max_i acos s_i(U0_k' U+_k)", ANGLES, "left_degrees", "degrees", ANGLE),
     Rotation("largest right angle", "max_i acos s_i(V0_k' V+_k)", ANGLES, "right_degrees", "degrees", ANGLE),
-    Rotation("median left angle", "median_i acos s_i(U0_k' U+_k)", ANGLES, "left_median_degrees", "degrees", ANGLE),
-    Rotation("median right angle", "median_i acos s_i(V0_k' V+_k)", ANGLES, "right_median_degrees", "degrees", ANGLE),
+    Rotation("median left angle", "median_i acos s_i(U0_k' U+_k)", MEDIANS, "left_median_degrees", "degrees"),
+    Rotation("median right angle", "median_i acos s_i(V0_k' V+_k)", MEDIANS, "right_median_degrees", "degrees"),
     Rotation("NSS, full spectrum", "||s(W+) - s(W0)|| / ||s(W0)||", ANGLES, "nss", "ratio", NSS),
     Rotation("NSS, top k", "the same over the k largest", f"{PAPER}, 3.2", "nss_k", "ratio"),
     Rotation(
@@ -184,7 +185,7 @@ def rotation_row(rotation: Rotation, run: str, frame: Frame) -> Row:
     # an angle is null where it is not resolved; that the metric was asked for shows in the resolution
     asked = np.isfinite(frame.numbers("resolution_degrees")) if angle else np.isfinite(found)
     measured, known = int(asked.sum()), int(np.isfinite(found).sum())
-    note, value = "", None
+    note, value, limit = "", None, None
     if not measured:
         left_out = rotation.column == "nss" and np.isfinite(frame.numbers("nss_k")).any()
         note = f"not measured: {'--nss full' if left_out else f'add --metrics {metric}'}"
@@ -195,21 +196,28 @@ def rotation_row(rotation: Rotation, run: str, frame: Frame) -> Row:
             value = float(rotation.of(np.array(middle))) if rotation.of else middle
         if angle:
             resolution = float(frame.numbers("resolution_degrees")[asked].max())
+            limit = resolution if value is None else None
             note = f"below resolution (< {resolution:.3f}\N{DEGREE SIGN})"
             note = note if value is None else f"resolution {resolution:.3f}\N{DEGREE SIGN} or better"
     return Row(
         run, "rotation", rotation.definition, rotation.formula, rotation.source, rotation.column, LINEAR, measured,
         value, rotation.unit, known, measured, "matrices with a value; the value is their median", note,
-        **flags(rotation.ranges, value),
+        **flags(rotation.ranges, value, limit),
     )  # fmt: skip
 
 
-def flags(ranges: Ranges, value: float | None) -> dict:
-    """Published ranges as text, and whether the value lies inside each; no flag without a value."""
+def flags(ranges: Ranges, value: float | None, limit: float | None = None) -> dict:
+    """Published ranges as text, and whether the value lies inside each.
+
+    Without a value there is no flag, but where its ``limit``, the resolution that it lies below, decides.
+    """
     result: dict = {}
     for name, found in zip(("rlvr", "sft"), ranges, strict=True):
         result[name] = found.text if found else None
-        result[f"inside_{name}"] = found.holds(value) if found and value is not None else None
+        inside = found.holds(value) if found and value is not None else None
+        if found and value is None and limit is not None:
+            inside = found.holds_below(limit)
+        result[f"inside_{name}"] = inside
     return result
 
 

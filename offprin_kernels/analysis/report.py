@@ -46,12 +46,21 @@ def rules_text(run: dict) -> str:
             text += f" (un-cast {percent(1 - uncast / of if of else None)} of {of:,})"
         parts.append(text)
     text = "sparsity by rule: " + ", ".join(parts)
-    total = run["all"]["total"]
-    if total and run["all"]["changed"]:
+    return "\n".join([text, *isotropic_text(run["all"])])
+
+
+def isotropic_text(totals: dict) -> list[str]:
+    """Sparsity of an isotropic update, beside that of the tensors that have this null; nothing for no update."""
+    of, left_out = totals["isotropic_total"], totals["tensors"] - totals["isotropic_tensors"]
+    if not of or not totals["changed"]:
+        return []
+    text = f"an isotropic update of these norms would give {percent(1 - totals['changed_isotropic'] / of)}"
+    if left_out:
         text += (
-            f"\nan isotropic update of these norms would give {percent(1 - run['all']['changed_isotropic'] / total)}"
+            f" (not known of {left_out} of {totals['tensors']} tensors; the others have "
+            f"{percent(1 - totals['isotropic_observed'] / of)})"
         )
-    return text
+    return [text]
 
 
 def pairs_table(pairs: Sequence[dict]) -> str:
@@ -60,7 +69,7 @@ def pairs_table(pairs: Sequence[dict]) -> str:
         "runs", "Jaccard", "if uniform", "if by exponent", "if by margins", "if isotropic", "excess", "lift",
         "z (exponent)",
     )  # fmt: skip
-    rows, apart = [], []
+    rows, apart, notes = [], [], []
     for pair in pairs:
         pooled, title = pair["pooled"], f"{pair['run_a']} ~ {pair['run_b']}"
         if pooled is None:
@@ -73,13 +82,18 @@ def pairs_table(pairs: Sequence[dict]) -> str:
                 f"{pooled['jaccard_bernoulli']:.4f}",
                 f"{pooled['jaccard_exponent']:.4f}",
                 f"{pooled['jaccard_margin']:.4f}",
-                f"{pooled['jaccard_isotropic']:.4f}",
+                "-" if pooled["jaccard_isotropic"] is None else f"{pooled['jaccard_isotropic']:.4f}",
                 f"{pooled['excess_over_exponent']:+.4f}",
                 "-" if pooled["lift"] is None else f"{pooled['lift']:.3f}",
                 f"{pooled['z_exponent']:+.1f}",
             )
         )
-    return "\n".join([*([table(header, rows)] if rows else []), *apart])
+        if 0 < pair["isotropic_tensors"] < pair["tensors"]:
+            notes.append(
+                f"{title}, if isotropic: over {pair['isotropic_tensors']} of {pair['tensors']} tensors, which have "
+                f"J = {pair['jaccard_of_these']:.4f}"
+            )
+    return "\n".join([*([table(header, rows)] if rows else []), *notes, *apart])
 
 
 def consensus_table(consensus: dict) -> str:

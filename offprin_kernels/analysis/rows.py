@@ -11,13 +11,16 @@ import torch
 from .. import nulls
 from ..ops import update_scan as op
 from ..ops.update_scan import Rule, contract
+from ..ops.update_scan.contract import RuleCode
 from .plan import Plan, Unit
 
 
 class Tally:
-    """Sums of the scans of consecutive slabs of one tensor."""
+    """Sums of the scans of consecutive slabs of one tensor, base against one run."""
 
-    def __init__(self, unit: Unit, rules: tuple[Rule, ...]) -> None:
+    def __init__(self, unit: Unit, rules: tuple[Rule, ...], run: int) -> None:
+        self.stored_bf16 = unit.base.dtype == dict(unit.partners)[run].tuned.dtype == "BF16"
+        self.bitwise = as_bitwise(rules[0])
         self.rule_counts = np.zeros((len(rules), 2), dtype=np.int64)
         self.counters = np.zeros(contract.COUNTERS, dtype=np.int64)
         self.ulp_histogram = np.zeros(contract.ULP_BINS, dtype=np.int64)
@@ -27,12 +30,27 @@ class Tally:
         self.col_counts = np.zeros(unit.columns, dtype=np.int64)
 
     @cached_property
-    def isotropic(self) -> np.ndarray:
-        """Weights by exponent that an isotropic update of this norm would change, ``[256]``; once all is added."""
+    def sigma(self) -> float | None:
+        """Noise whose rounded update has this norm; None where no such null can be had. Once all is added.
+
+        It takes weights that were stored as bf16: where both sides were rounded first, what is near a boundary crosses
+        it in every run. NaN and Inf leave no norm.
+        """
+        if not self.stored_bf16 or any(self.counters[contract.NAN_BASE :]):
+            return None
         norm = math.sqrt(self.norms[0, contract.UPDATE_SQUARED])
-        if not math.isfinite(norm):
-            return np.zeros(contract.EXPONENT_BINS)
-        return nulls.isotropic_changed(self.exponent_histogram[0], norm)
+        sigma = nulls.isotropic_sigma(self.exponent_histogram[0], norm)
+        return sigma if math.isfinite(sigma) else None
+
+    @cached_property
+    def isotropic(self) -> np.ndarray | None:
+        """Weights by exponent that an isotropic update of this norm would visibly change, ``[256]``.
+
+        None where there is no such null, or where the first rule asks for more than a visible change.
+        """
+        if self.sigma is None or not self.bitwise:
+            return None
+        return self.exponent_histogram[0] * nulls.rounding_visibility(self.sigma)
 
     def add(self, start_row: int, raw: op.ScanTensors) -> None:
         self.rule_counts += raw.rule_counts.cpu().numpy()
@@ -71,7 +89,7 @@ def tensor_row(unit: Unit, plan: Plan, run: int, tally: Tally) -> dict:
         "rule": str(plan.options.rules[0]),
         "changed": changed,
         "sparsity": sparsity(changed, unit.total),
-        "changed_isotropic": float(tally.isotropic.sum()),
+        "changed_isotropic": None if tally.isotropic is None else float(tally.isotropic.sum()),
     }
     for rule, (count, uncast) in zip(plan.options.rules, tally.rule_counts.tolist(), strict=True):
         row[f"changed_{rule}"] = count
@@ -168,7 +186,7 @@ def agreement_fields(
     uniform: nulls.IntersectionNull,
     conditioned: nulls.IntersectionNull,
     margin: nulls.MarginNull,
-    isotropic: nulls.MarginNull,
+    isotropic: nulls.Agreement | None,
 ) -> dict:
     """Observed agreement and lift over uniform masks; Bernoulli, exponent-conditioned, row/column-margin and isotropic
     nulls, the last of two independent Gaussian updates with the norms of these, rounded to bf16.
@@ -195,17 +213,25 @@ def agreement_fields(
         "intersection_exponent_variance": conditioned.variance,
         "intersection_margin": margin.intersection,
         "union_margin": margin.union,
-        "jaccard_isotropic": isotropic.jaccard,
-        "intersection_isotropic": isotropic.intersection,
-        "union_isotropic": isotropic.union,
+        "jaccard_isotropic": isotropic.jaccard if isotropic else None,
+        "intersection_isotropic": isotropic.intersection if isotropic else None,
+        "union_isotropic": isotropic.union if isotropic else None,
     }
 
 
-def isotropic_agreement(a: Tally, b: Tally) -> nulls.MarginNull:
-    """Agreement of two independent isotropic updates with the norms of these."""
+def isotropic_agreement(a: Tally, b: Tally) -> nulls.Agreement | None:
+    """Agreement of two independent isotropic updates with the norms of these; None where there is no such null."""
+    if a.isotropic is None or b.isotropic is None:
+        return None
     sizes = a.exponent_histogram[0].astype(np.float64)
     both = float(np.divide(a.isotropic * b.isotropic, sizes, out=np.zeros_like(sizes), where=sizes > 0).sum())
-    return nulls.MarginNull(both, float((a.isotropic + b.isotropic).sum()) - both)
+    return nulls.Agreement(both, float((a.isotropic + b.isotropic).sum()) - both)
+
+
+def as_bitwise(rule: Rule) -> bool:
+    """Whether a rule says "changed" of every visible change of a normal bf16 value, and of nothing else."""
+    limits = {RuleCode.BITWISE: 1.0, RuleCode.ULP: 1.0, RuleCode.ETA: 2.0**-9}
+    return rule.threshold < limits.get(rule.code, 0.0)
 
 
 def consensus_row(unit: Unit, votes: torch.Tensor, tallies: list[Tally]) -> dict:

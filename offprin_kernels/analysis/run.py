@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,29 +12,16 @@ import torch
 
 from .. import _backend, packing
 from .._backend import BackendUnavailable
-from .._env import versions
-from .._version import __version__
 from ..checkpoint.write import SafetensorsWriter
 from ..ops import mask_algebra, update_scan
-from ..output import OutputError, strict
+from ..output import OutputError
 from . import store as st
 from .masks import part_writers
 from .measure import Progress, measure
-from .parts import difference
+from .merge import Outcome, finish, samples
 from .plan import Plan, Unit
 from .scaleout import Claims, Group, Shard, alone
-from .summary import context, summarize
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What an analysis came to: the content of ``summary.json``, or None where other shards have parts to make yet."""
-
-    root: Path
-    summary: dict | None
-    resumed_parts: int
-    missing_parts: int = 0
-    complete: bool = True  # False where tensors were left unmatched or refused, or parts are missing
+from .summary import context
 
 
 def analyze(
@@ -62,11 +49,13 @@ def analyze(
         overwrite: start anew, whatever analysis the directory holds; what others wrote stays.
         progress: called with bytes of weights as they are dealt with.
         shard: make only this share of the parts, beside other shards in the same directory. The one that finds all
-            parts made, and itself alone, finishes; :func:`merge` does so later.
-        group: the processes that share the work; each calls this with an equal plan. Only rank 0 returns a summary.
+            parts made, and itself alone, finishes; :func:`merge.merge` does so later.
+        group: the processes that share the work; each calls this with an equal plan, inside ``with group``. Only rank 0
+            returns a summary, and only its progress, which is that of all, is shown.
 
     Raises:
-        OutputError: ``out`` holds something else, cannot be written to, or another process is at work there.
+        OutputError: ``out`` holds something else, cannot be written to, or another process is at work there; another
+            process of the group has failed.
         BackendUnavailable, ValueError: a forced backend, instruction set or number of threads that cannot be had.
         CheckpointError: a file cannot be read; finished parts stay.
         OSError: the results cannot be written (for instance a full disk); finished parts stay.
@@ -76,43 +65,22 @@ def analyze(
     if shard and (group or overwrite):
         what = "torchrun: its processes share the work by themselves" if group else "--overwrite: shards share DIR"
         raise OutputError(f"--shard does not go with {what}")
-    told = context(plan, command or [])
+    told = {**context(plan, without_shard(command or [])), "samples": samples(plan)}
     if group:
         return in_group(plan, Path(out), told, device, overwrite, progress, clock, group)
+    claims = shard or alone
     with st.Store.open(out, plan.identity(), told, overwrite=overwrite, shared=shard is not None) as store:
         if store.finished:
-            return as_it_is(plan, store, progress)
+            return as_it_is(plan, store, claims, progress)
         started = clock()
-        work = carry_out(plan, store, shard or alone, device, progress)
+        effort = carry_out(plan, store, claims, device, progress)
         missing = store.parts.missing(len(plan.parts)) if shard else []
         summary = None
         if not missing and (shard is None or store.own()):
             summary = store.read_summary() if store.finished else finish(store)
-        work.log(store, started, clock())
+        effort.log(store, started, clock())
         complete = plan.complete and summary is not None
-        return Outcome(store.root, summary, work.resumed, len(missing), complete)
-
-
-def merge(out: str | Path, others: tuple[str | Path, ...] = ()) -> Outcome:
-    """Finish what shards left in ``out``; parts that lie in ``others``, made of the same plan, are copied first.
-
-    Raises OutputError: no analysis there, parts of another version or plan, parts missing, another process at work.
-    """
-    with st.Store.reopen(out, __version__) as store:
-        if store.finished:
-            summary = store.read_summary()
-            return Outcome(store.root, summary, 0, complete=summary["complete"])
-        told = store.read_context()
-        mine = store.stored_plan()
-        for other in others:
-            with st.Store.reopen(other, __version__) as second:
-                theirs = second.stored_plan()
-                if mine != theirs:
-                    raise OutputError(f"{other} holds parts of {difference(mine or {}, theirs or {})}; not merged")
-                store.parts.take(second.parts, told["parts"])
-        store.parts.check(told["parts"])
-        summary = finish(store)
-        return Outcome(store.root, summary, told["parts"], complete=summary["complete"])
+        return Outcome(store.root, summary, len(missing), complete)
 
 
 def in_group(
@@ -126,42 +94,78 @@ def in_group(
     group: Group,
 ) -> Outcome:
     """Rank 0 opens and finishes; all work in between."""
+    group.watch(plan.nbytes, progress)
     if not group.first:
-        mine = st.digest(plan.identity())
-        theirs = group.wait_for("open")
-        if theirs is None:
-            return Outcome(out, None, len(plan.parts), complete=plan.complete)
-        if theirs != mine:
-            raise OutputError("this process sees other files, options or versions than rank 0 does; give all the same")
-        store = st.Store(out, plan.identity())
+        return beside_rank_0(plan, out, device, clock, group)
+    with st.Store.open(out, plan.identity(), told, overwrite=overwrite) as store:
+        if store.finished:
+            group.tell("finished")
+            return as_it_is(plan, store, alone, progress)
+        group.tell("open", st.digest(plan.identity()))
         started = clock()
-        work = carry_out(plan, store, group, device, progress)
-        work.log(store, started, clock())
+
+        def claims(plan: Plan) -> Iterator[int]:
+            yield from group(plan)
+            if group.done():
+                yield from store.parts.missing(len(plan.parts))
+
+        effort = carry_out(plan, store, claims, device, group.count)
+        summary = finish(store)
+        effort.log(store, started, clock())
+        group.tell("finished")
+        return Outcome(store.root, summary, complete=plan.complete, silent_ranks=tuple(group.silent))
+
+
+def beside_rank_0(plan: Plan, out: Path, device: torch.device, clock: Callable[[], float], group: Group) -> Outcome:
+    """What the other processes of a group do: their parts, and no more."""
+    nothing = Outcome(out, None, complete=plan.complete)
+    theirs = group.wait_for("open")
+    if theirs is None:
+        return nothing
+    if theirs != st.digest(plan.identity()):
+        raise OutputError("this process sees other files, options or versions than rank 0 does; give all the same")
+    store = st.Store(out, plan.identity())
+    started = clock()
+    try:
+        effort = carry_out(plan, store, group, device, group.count)
+        effort.log(store, started, clock())
         group.done()
         group.wait_for("finished")
-        return Outcome(out, None, work.resumed, complete=plan.complete)
-    try:
-        with st.Store.open(out, plan.identity(), told, overwrite=overwrite) as store:
-            if store.finished:
-                group.tell("finished")
-                return as_it_is(plan, store, progress)
-            group.tell("open", st.digest(plan.identity()))
-            started = clock()
-            work = carry_out(plan, store, group, device, progress)
-            group.done()
-            summary = finish(store)
-            work.log(store, started, clock())
-            group.tell("finished")
-            return Outcome(store.root, summary, work.resumed, complete=plan.complete)
-    except BaseException as error:
-        group.tell("failed", str(error) or type(error).__name__)
-        raise
+    except Exception:
+        if not store.finished:
+            raise
+        # this process was taken for dead: rank 0 has made its part, finished, and may have ended
+    return nothing
 
 
-def as_it_is(plan: Plan, store: st.Store, progress: Progress | None) -> Outcome:
+def as_it_is(plan: Plan, store: st.Store, claims: Claims, progress: Progress | None) -> Outcome:
     if progress:
-        progress(plan.nbytes)
-    return Outcome(store.root, store.read_summary(), len(plan.parts), complete=plan.complete)
+        progress(nbytes(plan, claims))
+    return Outcome(store.root, store.read_summary(), complete=plan.complete)
+
+
+def nbytes(plan: Plan, claims: Claims = alone) -> int:
+    """Bytes of weights in the parts that a process makes which is alone, or one of the shards."""
+    return sum(part_bytes(plan, index) for index in claims(plan))
+
+
+def part_bytes(plan: Plan, index: int) -> int:
+    return sum(plan.units[unit].nbytes for unit in plan.parts[index])
+
+
+def without_shard(command: list[str]) -> list[str]:
+    """The command of the whole analysis, whichever shard of it is at work."""
+    kept: list[str] = []
+    value_follows = False
+    for word in command:
+        name, equals, _ = word.partition("=")
+        if value_follows:
+            value_follows = False
+        elif len(name) > 3 and "--shard".startswith(name):  # may be abbreviated
+            value_follows = not equals
+        else:
+            kept.append(word)
+    return kept
 
 
 def check_backend(device: torch.device) -> None:
@@ -177,7 +181,7 @@ def check_backend(device: torch.device) -> None:
 
 
 @dataclass
-class Work:
+class Effort:
     """What one process did."""
 
     resumed: int = 0
@@ -197,20 +201,20 @@ class Work:
         )
 
 
-def carry_out(plan: Plan, store: st.Store, claims: Claims, device: torch.device, progress: Progress | None) -> Work:
+def carry_out(plan: Plan, store: st.Store, claims: Claims, device: torch.device, progress: Progress | None) -> Effort:
     """Measure the claimed parts that are not there yet."""
-    work = Work()
+    effort = Effort()
     for index in claims(plan):
-        size = sum(plan.units[unit].nbytes for unit in plan.parts[index])
+        size = part_bytes(plan, index)
         if store.parts.has(index):
-            work.resumed += 1
+            effort.resumed += 1
             if progress:
                 progress(size)
             continue
         make_part(plan, store, index, device, progress)
-        work.made += 1
-        work.read_bytes += size
-    return work
+        effort.made += 1
+        effort.read_bytes += size
+    return effort
 
 
 def make_part(plan: Plan, store: st.Store, index: int, device: torch.device, progress: Progress | None) -> None:
@@ -227,7 +231,7 @@ def make_part(plan: Plan, store: st.Store, index: int, device: torch.device, pro
                 rows += getattr(result, table)
         for writer in writers:
             writer.finish()
-        store.write_part(partial, index, tables)
+        store.parts.write(partial, index, tables)
     except BaseException:
         for writer in writers:
             writer.close()
@@ -245,26 +249,3 @@ def mask_sink(writers: list[SafetensorsWriter]):
         writers[run].write(unit.name, offset, words)
 
     return sink
-
-
-def finish(store: st.Store) -> dict:
-    """Merge the parts into tables, write the summary last (it marks the analysis as finished), drop the parts."""
-    told = store.read_context()
-    parts, names, options = told["parts"], told["names"], told["options"]
-    store.parts.check(parts)
-    tables = st.tables(len(names), options["metrics"])
-    for table in tables:
-        store.parts.merge(table, parts, store.root / f"{table}.parquet")
-    if options["save_masks"]:
-        for run, name in enumerate(names):
-            store.parts.merge_masks(run, parts, store.root / st.MASKS / f"{name}.safetensors")
-    found = {
-        "tensors": store.columns("tensors"),
-        "pairs": store.columns("pairs"),
-        "consensus": store.rows("consensus") if "consensus" in tables else [],
-        "geometry": store.rows("geometry") if "geometry" in tables else [],
-    }
-    summary = strict(summarize(told, found, versions()))
-    store.write_summary(summary)
-    store.drop_parts()
-    return summary

@@ -14,10 +14,13 @@ NORM_COLUMNS = ("base_norm", "update_norm", "relative_update", "base_dot_update"
 
 # Of geometry.parquet; null where the metric was not asked for, or the note says why not.
 SPECTRUM_COLUMNS = """
-    left_degrees right_degrees left_median_degrees right_median_degrees resolution_degrees converged base_error_degrees
+    left_degrees right_degrees left_median_degrees right_median_degrees left_mean_degrees
+    right_mean_degrees resolution_degrees converged base_error_degrees
     method wedin_degrees gap nss nss_error nss_mirsky nss_isotropic nss_k nss_k_error nss_k_mirsky nss_k_isotropic
-    largest_shift update_spectral_norm
-    ky_fan ky_fan_shift left_degrees_isotropic right_degrees_isotropic
+    largest_shift shift_error update_spectral_norm
+    ky_fan ky_fan_shift ky_fan_error
+    left_degrees_isotropic left_degrees_isotropic_low left_degrees_isotropic_high
+    right_degrees_isotropic right_degrees_isotropic_low right_degrees_isotropic_high
     stable_rank_base stable_rank_tuned stable_rank_update update_top_energy
 """.split()
 
@@ -38,7 +41,7 @@ SHIFTS = {
     "top": Shift("nss_k", "nss_k_error", "nss_k_isotropic", "nss_k_mirsky", "NSS, top k"),
 }
 ENERGY_COLUMNS = [
-    f"energy_{side}{what}" for side in ("left", "right", "both") for what in ("", "_isotropic", "_z")
+    f"energy_{side}{what}" for side in ("left", "right", "both") for what in ("", "_isotropic", "_rounded", "_z")
 ]  # fmt: skip
 WEIGHT_MASKS = ("principal", "low", "safe")
 # null models of an overlap: uniform (Bernoulli), by exponent of W0, by row and column densities, isotropic update
@@ -88,7 +91,15 @@ FLOAT = frozenset(
 )
 BOOL = frozenset(["linear", "flagged_nonfinite", "converged"])
 LIST = frozenset(["shape", "ulp_histogram", "exponent_all", "exponent_changed", "coordinates", "counts"])
-CURVES = ("left", "right", "left_isotropic", "right_isotropic", "values_base", "values_tuned")
+CURVES = (
+    *(
+        f"{side}{what}"
+        for side in ("left", "right")
+        for what in ("", "_isotropic", "_isotropic_low", "_isotropic_high")
+    ),
+    "values_base",
+    "values_tuned",
+)
 FLOAT_LIST = frozenset(["expected_uniform", "expected_exponent", *CURVES])
 
 # Columns of tables that may be empty, in order; those of ``tensors`` come from its rows.

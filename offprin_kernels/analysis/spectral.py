@@ -7,26 +7,22 @@ or null.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from .. import geometry, masks, nulls
+from .. import geometry, nulls
 from ..bitmask import BitMask
-from ..ops import update_scan as op
 from ..ops.subspace import TopK, element, topk_svd
-from ..ops.update_scan import Output, Rule
+from .overlap import Chosen, chosen, overlaps
 from .plan import Plan, Unit
 from .rows import Tally
-from .schema import GEOMETRY_COLUMNS, GEOMETRY_KEYS
+from .schema import GEOMETRY_COLUMNS, GEOMETRY_KEYS, SHIFTS
 
-# Elements of a mask that are unpacked at once where its exponents are counted.
-COUNTED_AT_ONCE = 1 << 22
-SIDES: tuple[Literal["left"], Literal["right"], Literal["both"]] = ("left", "right", "both")
-BITWISE = (Rule.parse("bitwise"),)
+SIDES = nulls.SIDES
 
 
 def wanted(unit: Unit, plan: Plan) -> bool:
@@ -104,9 +100,9 @@ class Geometry:
             row |= found
             curves = {key: row[key] for key in ("run", "name", "layer", "kind", "k", "resolution_degrees")} | curves
         if "energy" in options.metrics:
-            row |= self.energy(difference)
+            row |= self.energy(difference, tally)
         if "masks" in options.metrics:
-            row |= self.masks(update, tally)
+            row |= overlaps(self.chosen, update, tally, self.unit.total)
         return row, curves
 
     # ---- of the base, once
@@ -136,10 +132,7 @@ class Geometry:
     @cached_property
     def chosen(self) -> dict[str, Chosen]:
         """The weight masks of the base, counted."""
-        principal = masks.principal_mask(self.factors, self.base.shape, self.options.alpha)
-        low = masks.low_magnitude_mask(self.base, self.options.alpha)
-        found = {"principal": principal, "low": low, "safe": low | ~principal}
-        return {kind: Chosen(self.base, mask) for kind, mask in found.items()}
+        return chosen(self.base, self.factors, self.options.alpha)
 
     # ---- of a tuned weight
 
@@ -156,16 +149,27 @@ class Geometry:
         if full is not None:
             shift = geometry.normalized_spectral_shift(full, tuned, weight=self.base, update=update)
         values = full.values if full is not None else geometry.estimated_values(factors, base_norm)
-        bounds = geometry.bounds(factors, angles, self.base, sketch)
+        spectra = (full, shift.tuned) if full and shift and shift.tuned else None
+        bounds = geometry.bounds(factors, angles, self.base, sketch, spectra)
         largest = sketch.spectral_norm
-        left, right = nulls.isotropic_angles(values, self.unit.rows, self.unit.columns, self.k, sketch.norm)
+        m, n = self.base.shape
+        # its own draws for every matrix and run
+        seed = zlib.crc32(f"{self.names[run]} {self.unit.name}".encode())
+        left, right = nulls.isotropic_band(values, m, n, self.k, sketch.norm, seed=seed)
+        moved = nulls.isotropic_shift(values, m, n, len(values) if full is not None else self.k, sketch.norm)
+        whole_norm, top_norm = (float(x.double().norm()) for x in (values, factors.S))
         row = {
             "left_degrees": angles.max_left,
             "right_degrees": angles.max_right,
-            "left_median_degrees": geometry.resolved(angles.left.median()),
-            "right_median_degrees": geometry.resolved(angles.right.median()),
-            "left_degrees_isotropic": float(left[0]),
-            "right_degrees_isotropic": float(right[0]),
+            "left_median_degrees": middle(angles.left),
+            "right_median_degrees": middle(angles.right),
+            "left_mean_degrees": float(angles.left.nan_to_num(0.0).mean()),
+            "right_mean_degrees": float(angles.right.nan_to_num(0.0).mean()),
+            **{
+                f"{side}_degrees_isotropic{what}": float(found[0])
+                for side, band in (("left", left), ("right", right))
+                for what, found in zip(("", "_low", "_high"), band, strict=True)
+            },
             "resolution_degrees": angles.resolution_degrees,
             "converged": angles.converged,
             "base_error_degrees": float(factors.error_degrees),
@@ -175,93 +179,57 @@ class Geometry:
             "nss": shift.nss if shift else None,
             "nss_error": shift.error if shift else None,
             "nss_mirsky": shift.mirsky if shift else None,
-            "nss_isotropic": shift.isotropic if shift else None,
+            "nss_isotropic": float(moved.norm()) / whole_norm if shift and whole_norm else None,
             "nss_k": top.nss,
             "nss_k_error": top.error,
             "nss_k_mirsky": top.mirsky,
-            "nss_k_isotropic": top.isotropic,
+            "nss_k_isotropic": float(moved[: self.k].norm()) / top_norm if top_norm else None,
             "largest_shift": bounds.observed_shift,
             "update_spectral_norm": largest,
+            "shift_error": bounds.shift_error,
             "ky_fan": bounds.ky_fan,
             "ky_fan_shift": bounds.observed_ky_fan,
+            "ky_fan_error": self.k * bounds.shift_error,
             "stable_rank_base": stable_rank(base_norm, factors),
             "stable_rank_tuned": stable_rank(tuned_norm, angles.tuned),
             "stable_rank_update": (sketch.norm / largest) ** 2 if largest else None,
             "update_top_energy": sketch.top_energy if largest else None,
         }
+        if not sketch.norm:
+            # no update moves nothing, whatever the weight
+            seen = [shifts for option, shifts in SHIFTS.items() if option == "top" or shift]
+            row |= {column: 0.0 for shifts in seen for column in shifts[:4]}
+        row = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in row.items()}
         return row, {
             "left": known(angles.left),
             "right": known(angles.right),
-            "left_isotropic": left.tolist(),
-            "right_isotropic": right.tolist(),
+            **{
+                f"{side}_isotropic{what}": found.tolist()
+                for side, band in (("left", left), ("right", right))
+                for what, found in zip(("", "_low", "_high"), band, strict=True)
+            },
             "values_base": factors.S.tolist(),
             "values_tuned": angles.tuned.S.tolist(),
         }
 
-    def energy(self, update: torch.Tensor) -> dict:
-        """Shares of the update's energy in the base's top-k subspaces, beside isotropic values; null for no update."""
-        found = geometry.update_energy(self.factors, update)
+    def energy(self, update: torch.Tensor, tally: Tally) -> dict:
+        """Shares of the update's energy in the base's top-k subspaces, beside those of an isotropic one, as it is and
+        rounded to bf16; null for no update. z is against the rounded one."""
+        found, factors = geometry.update_energy(self.factors, update), self.factors
+        rounded = {}
+        if tally.sigma:
+            rounded = nulls.rounded_energy_nulls(self.base, factors.U, factors.Vh, tally.sigma)
         row: dict = {}
         for side in SIDES:
-            share, null = getattr(found, side), nulls.energy_null(self.unit.rows, self.unit.columns, self.k, side)
-            none = math.isnan(share)
+            share, plain = getattr(found, side), nulls.energy_null(self.unit.rows, self.unit.columns, self.k, side)
+            none, null = math.isnan(share), rounded.get(side)
             row |= {
                 f"energy_{side}": None if none else share,
-                f"energy_{side}_isotropic": null.mean,
-                f"energy_{side}_z": None if none else null.z_score(share),
+                f"energy_{side}_isotropic": plain.mean,
+                f"energy_{side}_rounded": null.mean if null else None,
+                f"energy_{side}_z": null.z_score(share) if null and not none else None,
             }
         return row
-
-    def masks(self, update: BitMask, tally: Tally) -> dict:
-        """How many changed weights lie in each weight mask, beside what null models expect."""
-        everything, changed = tally.exponent_histogram
-        count = int(changed.sum())
-        row: dict = {"changed": count}
-        densities = np.divide(tally.isotropic, everything, out=np.zeros(len(everything)), where=everything > 0)
-        isotropic = float(tally.isotropic.sum())
-        for kind, mask in self.chosen.items():
-            inside, size = (mask.mask & update).count(), int(mask.exponents.sum())
-            uniform = nulls.stratified_intersection([self.unit.total], [size], [count])
-            by_exponent = nulls.stratified_intersection(everything, mask.exponents, changed)
-            margin = nulls.margin_null(mask.rows, mask.columns, tally.row_counts, tally.col_counts)
-            # the share of an isotropic update that falls inside, of as many changed weights
-            share = float(mask.exponents @ densities) / isotropic if isotropic else 0.0
-            row |= {
-                f"{kind}_size": size,
-                f"{kind}_changed": inside,
-                f"{kind}_expected_uniform": uniform.mean,
-                f"{kind}_expected_exponent": by_exponent.mean,
-                f"{kind}_expected_margin": margin.intersection,
-                f"{kind}_expected_isotropic": share * count,
-                f"{kind}_variance_uniform": uniform.variance,
-                f"{kind}_variance_exponent": by_exponent.variance,
-                f"{kind}_excess": (inside - by_exponent.mean) / count if count else None,
-                f"{kind}_z_uniform": uniform.z_score(inside),
-                f"{kind}_z_exponent": by_exponent.z_score(inside),
-            }
-        return row
-
-
-class Chosen:
-    """A weight mask with its coordinates by exponent of the weight, by row and by column."""
-
-    def __init__(self, weight: torch.Tensor, mask: BitMask) -> None:
-        self.mask = mask
-        exponents = torch.zeros(256, dtype=torch.int64)
-        rows, columns = [], torch.zeros(weight.shape[1], dtype=torch.int64)
-        step = max(1, COUNTED_AT_ONCE // max(1, weight.shape[1]))
-        for start in range(0, weight.shape[0], step):
-            # a scan counts what changed: flip the last bit of just these weights
-            part = weight[start : start + step].bfloat16()
-            inside = mask[start : start + step].to_dense()
-            flipped = (part.view(torch.int16) ^ inside).view(torch.bfloat16)
-            counts = Output.EXPONENT_HISTOGRAM | Output.ROWS | Output.COLUMNS
-            raw = op.scan(part.contiguous(), flipped, BITWISE, counts)
-            exponents += raw.exponent_histogram[1].cpu()
-            rows.append(raw.row_counts.cpu())
-            columns += raw.col_counts.cpu()
-        self.exponents = exponents.numpy()
-        self.rows, self.columns = torch.cat(rows).numpy(), columns.numpy()
 
 
 def norm_of(weight: torch.Tensor) -> float:
@@ -277,6 +245,12 @@ def stable_rank(norm: float, factors: TopK) -> float:
 def finite(weight: torch.Tensor) -> bool:
     low, high = torch.aminmax(weight)
     return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def middle(angles: torch.Tensor) -> float | None:
+    """Median, the lower one of an even number; angles below resolution are the smallest. None where it is one."""
+    found = float(angles.nan_to_num(-math.inf).median())
+    return found if math.isfinite(found) else None
 
 
 def known(angles: torch.Tensor) -> list[float | None]:

@@ -15,13 +15,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from ..checkpoint.write import atomic_write_bytes
 from ..output import LOCK, OutputError, dump, lock, read_json
 from .parts import PARTS, Parts
 from .plan import unfit
-from .schema import is_list, numpy_dtype
 
 PLAN, CONTEXT, MASKS, SUMMARY, LOG = "plan.json", "context.json", "masks", "summary.json", "run_log.jsonl"
 REPORT, FIGURES, CAPTIONS = "report.html", "figures", "captions.json"
@@ -78,6 +75,8 @@ class Store:
             store.check(identity, overwrite)
             if overwrite or not store.finished:
                 store.claim(identity, context, overwrite, shared)
+            else:
+                store.tidy()
         except OSError as error:
             store.close()
             sentence = f"{error.strerror or error} ({error.filename or root})"
@@ -105,7 +104,9 @@ class Store:
                 "merge them with that version, or analyze anew"
             )
         store = cls(root, stored)
-        if not store.finished:
+        if store.finished:
+            store.tidy()
+        else:
             store._lock = lock(root)
         return store
 
@@ -116,12 +117,24 @@ class Store:
         self.check(identity, overwrite)
         if overwrite:
             self.clear()
+        elif self.finished:
+            if not shared:
+                self.drop_parts()
+            return
         if not all((self.root / name).exists() for name in (PLAN, CONTEXT)):
             # the plan comes last: where there is one, there is the other
             atomic_write_bytes(self.root / CONTEXT, dump(context))
             atomic_write_bytes(self.root / PLAN, dump(identity))
         if not shared:
             self.parts.drop(only_partial=True)
+
+    def tidy(self) -> None:
+        """Drop what a kill after the end of the analysis has left, unless another process is at work, or may not."""
+        if self.parts.folders() or (self.root / CONTEXT).exists():
+            with contextlib.suppress(OutputError, OSError):
+                self._lock = lock(self.root)
+                self.drop_parts()
+            self.close()
 
     def own(self) -> bool:
         """Have the directory for itself from now on, if no other process is at work there."""
@@ -233,9 +246,6 @@ class Store:
 
     # ---- results
 
-    def write_part(self, partial: Path, index: int, tables: dict[str, list[dict]]) -> None:
-        self.parts.write(partial, index, tables)
-
     def drop_parts(self) -> None:
         """Forget what a finished analysis needs no more."""
         self.parts.drop()
@@ -244,20 +254,6 @@ class Store:
     @property
     def finished(self) -> bool:
         return (self.root / SUMMARY).exists()
-
-    def columns(self, table: str) -> dict[str, np.ndarray]:
-        """The scalar columns of a finished table as numpy arrays (object arrays where values may be missing)."""
-        import pyarrow.parquet as pq
-
-        names = [name for name in pq.read_schema(self.root / f"{table}.parquet").names if not is_list(name)]
-        arrow = pq.read_table(self.root / f"{table}.parquet", columns=names)
-        return {name: np.array(arrow[name].to_pylist(), dtype=numpy_dtype(name)) for name in names}
-
-    def rows(self, table: str) -> list[dict]:
-        """A finished table as dictionaries; for small tables."""
-        import pyarrow.parquet as pq
-
-        return pq.read_table(self.root / f"{table}.parquet").to_pylist()
 
     def write_summary(self, summary: dict) -> None:
         atomic_write_bytes(self.root / SUMMARY, dump(summary))

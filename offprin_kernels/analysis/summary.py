@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 
 from ..checkpoint import Checkpoint, Pairing
-from ..nulls import IntersectionNull, MarginNull, stratified_intersection
+from ..nulls import Agreement, IntersectionNull, MarginNull, stratified_intersection
 from .plan import Plan
 from .rows import agreement_fields, sparsity
 from .schema import ENERGY_COLUMNS, NULLS, SHIFTS, WEIGHT_MASKS
@@ -107,6 +107,7 @@ def geometry_of(options: dict, rows: list[dict]) -> dict:
     result: dict = {"matrices": len(rows)}
     if not rows:
         return result
+    result["k_smallest"] = min(row["k"] for row in rows)
     if "spectrum" in options["metrics"]:
         result |= {
             "resolved": sum(row["left_degrees"] is not None or row["right_degrees"] is not None for row in rows),
@@ -126,42 +127,55 @@ def geometry_of(options: dict, rows: list[dict]) -> dict:
     return result
 
 
-# name -> (columns of observations, column of the bound)
+# name -> (columns of observations, column of the bound, column of the observation's error)
 BOUNDS = {
-    "mirsky": (("nss",), "nss_mirsky"),
-    "mirsky_k": (("nss_k",), "nss_k_mirsky"),
-    "weyl": (("largest_shift",), "update_spectral_norm"),
-    "wedin": (("left_degrees", "right_degrees"), "wedin_degrees"),
-    "ky_fan": (("ky_fan_shift",), "ky_fan"),
+    "mirsky": (("nss",), "nss_mirsky", "nss_error"),
+    "mirsky_k": (("nss_k",), "nss_k_mirsky", "nss_k_error"),
+    "weyl": (("largest_shift",), "update_spectral_norm", "shift_error"),
+    "wedin": (("left_degrees", "right_degrees"), "wedin_degrees", "resolution_degrees"),
+    "ky_fan": (("ky_fan_shift",), "ky_fan", "ky_fan_error"),
 }
+# an angle of 90 degrees bounds nothing
+NO_BOUND = {"wedin_degrees": 90.0}
+# rounding of the bounds themselves, which are fp32 norms
+ROUNDING = 1e-5
 
 
-def bound_of(rows: list[dict], observed: tuple[str, ...], bound: str) -> dict:
-    """Largest share of a bound that was observed, the median share, and how many matrices exceed it (none should)."""
-    shares = []
+def bound_of(rows: list[dict], observed: tuple[str, ...], bound: str, error: str) -> dict:
+    """Largest share of a bound that was observed, the median share, and how many matrices exceed it (none should).
+
+    Of matrices with a bound and an observation larger than its error; exceeded: by more than the error.
+    """
+    shares, exceeded = [], 0
     for row in rows:
-        seen = [row[column] for column in observed if row[column] is not None]
-        if seen and row[bound]:
-            shares.append(max(seen) / row[bound])
+        seen = max((row[column] for column in observed if row[column] is not None), default=0.0)
+        limit, slack = row[bound], row[error] or 0.0
+        if limit and limit < NO_BOUND.get(bound, math.inf) and seen > slack:
+            shares.append(seen / limit)
+            exceeded += seen - slack > limit * (1 + ROUNDING)
     return {
         "matrices": len(shares),
         "largest_share": max(shares, default=None),
         "median_share": float(np.median(shares)) if shares else None,
-        "exceeded": sum(share > 1 for share in shares),
+        "exceeded": exceeded,
     }
 
 
 def overlap(rows: list[dict], kind: str, total: int, changed: int) -> dict:
     """Share of changed weights inside a weight mask, pooled, beside what each null model expects."""
-    sums = {
-        key: sum(row[f"{kind}_{key}"] for row in rows)
-        for key in ("size", "changed", "variance_exponent", "variance_uniform", *(f"expected_{null}" for null in NULLS))
-    }
+    keys = ("size", "changed", "variance_exponent", "variance_uniform", *(f"expected_{null}" for null in NULLS))
+    sums = {key: sum(row[f"{kind}_{key}"] or 0 for row in rows) for key in keys}
     expected = {null: sums[f"expected_{null}"] / changed if changed else None for null in NULLS}
+    known = [row for row in rows if row[f"{kind}_expected_isotropic"] is not None]
+    # the isotropic null and what it is to be held against are of the matrices that have it
+    known_changed = sum(row["changed"] for row in known)
+    expected["isotropic"] = sums["expected_isotropic"] / known_changed if known_changed else None
     observed = sums["changed"] / changed if changed else None
     return {
         "density": sums["size"] / total,
         "overlap": observed,
+        "isotropic_matrices": len(known),
+        "overlap_of_these": sum(row[f"{kind}_changed"] for row in known) / known_changed if known_changed else None,
         **{f"expected_{null}": share for null, share in expected.items()},
         "excess": (sums["changed"] - sums["expected_exponent"]) / changed if changed else None,
         "z_uniform": IntersectionNull(sums["expected_uniform"], sums["variance_uniform"]).z_score(sums["changed"]),
@@ -170,14 +184,18 @@ def overlap(rows: list[dict], kind: str, total: int, changed: int) -> dict:
 
 
 def median(rows: list[dict], key: str) -> float | None:
-    values = [row[key] for row in rows if row[key] is not None]
+    values = [row[key] for row in rows if row[key] is not None and math.isfinite(row[key])]
     return float(np.median(values)) if values else None
 
 
 def resolved_median(rows: list[dict], key: str) -> float | None:
-    """Median where angles below resolution count as -infinity; None where it falls on one of these."""
-    middle = float(np.median([-np.inf if row[key] is None else row[key] for row in rows]))
-    return middle if np.isfinite(middle) else None
+    """Median where angles below resolution are the smallest; None where it falls on one of these.
+
+    Between one of them and a resolved angle the unresolved one counts as 0: off by half a resolution at most.
+    """
+    angles = sorted(-math.inf if row[key] is None else row[key] for row in rows)
+    low, high = angles[(len(angles) - 1) // 2], angles[len(angles) // 2]
+    return None if high == -math.inf else (max(low, 0.0) + high) / 2
 
 
 def select(columns: Columns, keep: np.ndarray) -> Columns:
@@ -205,8 +223,8 @@ def totals(options: dict, rows: Columns) -> dict:
         "total": total,
         "changed": changed,
         "sparsity": sparsity(changed, total),
-        # of an isotropic update with each tensor's norm, rounded to bf16
-        "changed_isotropic": float(rows["changed_isotropic"].sum()),
+        # of an isotropic update with each tensor's norm, rounded to bf16; over the tensors that have this null
+        **isotropic_fields(rows),
         "rules": rules,
         **{key: int(rows[key].sum()) for key in SUMMED},
         "base_norm": base,
@@ -215,6 +233,17 @@ def totals(options: dict, rows: Columns) -> dict:
         # of all weights of base and run, as one vector each
         "cosine": along / (base * tuned) if base and tuned else None,
         "update_max": float(finite["update_max"].max()) if len(finite["update_max"]) else None,
+    }
+
+
+def isotropic_fields(rows: Columns) -> dict:
+    """Expected and observed changes, over the tensors whose norm says what an isotropic update would change."""
+    known = np.isfinite(rows["changed_isotropic"].astype(np.float64))
+    return {
+        "changed_isotropic": float(rows["changed_isotropic"][known].sum()),
+        "isotropic_tensors": int(known.sum()),
+        "isotropic_total": int(rows["total"][known].sum()),
+        "isotropic_observed": int(rows["changed"][known].sum()),
     }
 
 
@@ -234,8 +263,12 @@ def pair_summary(a: str, b: str, pairs: Columns) -> dict:
         for key in ("intersection_exponent", "intersection_exponent_variance", "intersection_margin", "union_margin")
     )
     conditioned, margin = IntersectionNull(exponent, variance), MarginNull(intersection, union)
-    isotropic = MarginNull(*(float(rows[key].sum()) for key in ("intersection_isotropic", "union_isotropic")))
-    tensors = len(rows["name"])
+    tensors, known = len(rows["name"]), np.isfinite(rows["union_isotropic"])
+    isotropic = None
+    if known.any():
+        isotropic = Agreement(*(float(rows[f"{key}_isotropic"][known].sum()) for key in ("intersection", "union")))
+    # what the isotropic null is to be held against: the tensors that have it
+    seen = Agreement(*(float(rows[key][known].sum()) for key in ("intersection", "union")))
     return {
         "run_a": a,
         "run_b": b,
@@ -244,6 +277,8 @@ def pair_summary(a: str, b: str, pairs: Columns) -> dict:
         "pooled": agreement_fields(a_changed, b_changed, both, uniform, conditioned, margin, isotropic)
         if tensors
         else None,
+        "isotropic_tensors": int(known.sum()),
+        "jaccard_of_these": seen.jaccard if isotropic else None,
         "mean_over_tensors": mean_jaccard(rows),
     }
 
@@ -257,7 +292,15 @@ def mean_jaccard(pairs: Columns) -> dict | None:
     counted = len(rows["name"])
     keys = ("jaccard", "jaccard_bernoulli", "jaccard_exponent", "jaccard_margin", "jaccard_isotropic",
             "excess_over_exponent")  # fmt: skip
-    return {"counted": counted, **{key: float(rows[key].mean()) for key in keys}} if counted else None
+    if not counted:
+        return None
+    return {"counted": counted, **{key: mean(rows[key]) for key in keys}}
+
+
+def mean(values: np.ndarray) -> float | None:
+    """Of the finite ones; None where there is none."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else None
 
 
 def consensus_summary(rows: list[dict], runs: int) -> dict | None:

@@ -79,6 +79,16 @@ class Tables:
         return SHIFTS[self.summary["options"].get("nss", "full")]
 
     @property
+    def rule(self) -> str:
+        """By which a weight counts as changed."""
+        return self.summary["options"]["rules"][0]
+
+    @property
+    def under(self) -> str:
+        """What titles add where the rule is not that of bf16 values: ``, rule atol(1e-05)``."""
+        return "" if self.rule == "bitwise" else f", rule {self.rule}"
+
+    @property
     def config(self) -> dict:
         """The base's ``config.json``, or an empty dict."""
         found = self.summary["provenance"].get("base", {}).get("config")

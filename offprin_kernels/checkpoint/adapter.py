@@ -3,64 +3,43 @@
 A targeted weight is ``W + scaling * B @ A``: fp32 product, added in fp32 to the base's weight, rounded once, to nearest
 even, to the base's dtype. peft's ``merge_and_unload`` does the same where its factors are fp32, as it loads them by
 default; with bf16 factors it rounds the update to bf16 before it adds it, and can then differ in the last bit (more
-where base and update cancel). The product is made for blocks of rows at fixed places, so that a row's numbers do not
-depend on the rows that are asked for with it. Tensors that the adapter leaves alone are the base's own.
+where base and update cancel). Tensors that the adapter leaves alone are the base's own.
 
 Source: LoRA, arXiv 2106.09685, section 4.1; rank-stabilised scaling, arXiv 2312.03732.
 """
 
 from __future__ import annotations
 
-import math
+import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from .. import numerics
-from . import dtypes, names
+from . import adapter_config, hub, names
+from .adapter_config import CONFIG, MERGE
 from .errors import CheckpointError
 from .json_file import load_json
+from .low_rank import Of, conv1d_names, low_rank
 from .rows import Contents, Rows, TensorInfo
-from .storage import FileInfo, Files, Slab, file_info
+from .storage import FileInfo, file_info
+from .torch_file import sharing
 
 if TYPE_CHECKING:
     from .reader import Checkpoint
 
-CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-BLOCK = 256  # rows of one product
 FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.(?!weight$)[^.]+)?(?:\.weight)?"
 )
 OTHER_LORA = re.compile(r"\.(?:lora_|token_adapter|trainable_tokens)")
-# A whole tensor that takes the place of the base's: the wrapper parts of its name.
-REPLACED = re.compile(r"\.(?:modules_to_save(?:\.[^.]+(?=\.(?:weight|bias)$))?|original_module|base_layer)(?=\.)")
-MERGE = "merge it first with merge_and_unload and save_pretrained"
-# Settings that change what merging would give, and that are not computed here.
-UNSUPPORTED = {
-    "use_dora": "DoRA also rescales every column by a trained magnitude",
-    "use_qalora": "QALoRA pools its inputs",
-    "use_bdlora": "its factors are block-diagonal",
-    "lora_bias": "its factors have biases of their own",
-    "fan_in_fan_out": "its weights are stored transposed",
-    "target_parameters": "its factors belong to parameters and not to linear modules",
-    "trainable_token_indices": "it also trains single rows of the embedding",
-    "alora_invocation_tokens": "an activated LoRA acts on some tokens only",
-    "arrow_config": "Arrow chooses among adapters token by token",
-    "layer_replication": "it repeats layers of the base",
-    "megatron_config": "its layers are Megatron's",
-}
-PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")  # the base is left as it is
-
-
-def base_name(root: Path) -> str | None:
-    """``base_model_name_or_path`` of an adapter, or None where it names none."""
-    name = load_json(root / CONFIG).get("base_model_name_or_path")
-    return name if isinstance(name, str) and name else None
+# A whole tensor that takes the place of the base's: the wrapper parts of its name, with and without the adapter's name.
+REPLACED = tuple(
+    re.compile(rf"\.(?:modules_to_save{name}|original_module|base_layer)(?=\.)") for name in (r"(?:\.[^.]+(?=\.))?", "")
+)
+# Heads that a base may lack, and whose rows (as those of embeddings) another task may count otherwise.
+TASK_HEADS = frozenset({"score", "classifier", "qa_outputs", "v_head", "value_head", "summary"})
 
 
 def load(root: Path, factors: Checkpoint, base: Checkpoint) -> Contents:
@@ -71,67 +50,46 @@ def load(root: Path, factors: Checkpoint, base: Checkpoint) -> Contents:
             computed here, or factors that do not fit the base.
     """
     config = load_json(root / CONFIG)
-    _check_config(root, config)
+    adapter_config.check(root, config)
     path = factors.files[0].path
-    pairs, replacements = _sort(path, factors)
-    files: tuple[FileInfo, ...] = (*base.files, *factors.files, file_info(root / CONFIG, "peft"))
     resolve = _Names(base)
-    tensors: dict[str, tuple[TensorInfo, Rows]] = {name: (info, _Of(base, name)) for name, info in base.tensors.items()}
+    pairs, replacements = _sort(path, factors, resolve)
+    files: tuple[FileInfo, ...] = (*base.files, *factors.files, file_info(root / CONFIG, "peft"))
+    tensors: dict[str, tuple[TensorInfo, Rows]] = {name: (info, Of(base, name)) for name, info in base.tensors.items()}
     changed: dict[str, str] = {}
     for name, stored in replacements.items():
         own = factors.tensors[stored]
         known = resolve(name) or name
         _claim(path, changed, known, stored)
+        _check_shape(path, own, tensors[known][0] if known in tensors else None, _is_outer(known))
         info = TensorInfo(known, own.dtype, own.shape, own.nbytes, len(base.files) + own.file, own.offset)
-        tensors[known] = info, _Of(factors, stored)
+        tensors[known] = info, Of(factors, stored)
+    conv1d = conv1d_names(base)
+    adapted = set()
     for module, found in pairs.items():
         known = resolve(f"{module}.weight") or ""
         if not known:
-            raise CheckpointError(
-                f"{path} adapts module {module}, and {base.source} has no {module}.weight; "
-                f"give the base of this adapter"
-            )
+            _refuse_unknown(path, base, module)
         # peft saves embeddings that it adapts whole, beside their factors, which then come on top.
         if ".base_layer." not in changed.get(known, ""):
             _claim(path, changed, known, module)
         info, below = tensors[known]
-        tensors[known] = info, _low_rank(path, config, module, found, factors, info, below)
-    _check_tied(path, base, changed)
+        tensors[known] = info, low_rank(path, config, module, found, factors, info, below, conv1d)
+        adapted.add(known)
+    ended = _ended_sharing(path, base, changed)
     notes = [
-        *base.notes,
+        *(note for note in base.notes if note not in ended),
         f"{root.name} is an adapter on {base.source}: {len(pairs)} weights merged in fp32 and rounded to the base's "
         f"dtype, {len(replacements)} tensors are the adapter's own, {len(tensors) - len(changed)} the base's",
         *_doubts(root, config, base),
+        *_missing(root, config, base, changed, adapted),
+        *_strange(root, path, base, changed, adapted),
     ]
-    # Names that shared their bytes in the base's file no longer do where one of them is changed.
-    aliases = {name: first for name, first in base.aliases.items() if name not in changed and first not in changed}
+    aliases = {name: first for name, first in base.aliases.items() if sharing(name, first) not in ended}
     return Contents(files, list(tensors.values()), [], notes, aliases, base.config)
 
 
-def _check_config(root: Path, config: Mapping[str, object]) -> None:
-    path = root / CONFIG
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise CheckpointError(f"{path} describes an adapter of type {kind}, of which only LORA is read; {MERGE}")
-    for setting, reason in UNSUPPORTED.items():
-        if config.get(setting):
-            raise CheckpointError(f"{path} sets {setting}: {reason}, which is not computed here; {MERGE}")
-    start = config.get("init_lora_weights", True)
-    if start not in PLAIN_STARTS:
-        raise CheckpointError(
-            f"{path} says init_lora_weights={start!r}: such an adapter was made on a changed base (its residual) and "
-            f"not on the model that it names; save it with path_initial_model_for_weight_conversion in peft's "
-            f"save_pretrained, which makes it a plain LoRA, or {MERGE}"
-        )
-    bias = config.get("bias", "none")
-    if bias not in ("none", "all", "lora_only"):
-        raise CheckpointError(f"{path} sets bias={bias!r}, which is unknown here; {MERGE}")
-    for name in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(config.get(name) or {}, dict):
-            raise CheckpointError(f"{path} has a {name} that is no object; copy this file again")
-
-
-def _sort(path: Path, factors: Checkpoint) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+def _sort(path: Path, factors: Checkpoint, resolve: _Names) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
     """Module -> "A" and "B" (or "embedding_A" ...) -> stored name; and tensor -> stored name of its replacement."""
     pairs: dict[str, dict[str, str]] = defaultdict(dict)
     replacements: dict[str, str] = {}
@@ -146,7 +104,9 @@ def _sort(path: Path, factors: Checkpoint) -> tuple[dict[str, dict[str, str]], d
         elif OTHER_LORA.search(f".{name}"):
             raise CheckpointError(f"{path} holds {stored}, which plain LoRA has no use for; {MERGE}")
         else:
-            whole = REPLACED.sub("", name)
+            # Without the adapter's name only where the base says so: modules_to_save.default or a module inside.
+            options = [pattern.sub("", name) for pattern in REPLACED]
+            whole = next((option for option in options if resolve(option)), options[0])
             if whole in replacements:
                 raise CheckpointError(f"{path} holds {stored} and {replacements[whole]}; save the one to be compared")
             replacements[whole] = stored
@@ -175,132 +135,159 @@ def _claim(path: Path, changed: dict[str, str], name: str, by: str) -> None:
     changed[name] = by
 
 
-def _low_rank(
-    path: Path,
-    config: Mapping[str, object],
-    module: str,
-    found: Mapping[str, str],
-    factors: Checkpoint,
-    weight: TensorInfo,
-    below: Rows,
-) -> _LowRank:
-    if set(found) not in ({"A", "B"}, {"embedding_A", "embedding_B"}):
-        raise CheckpointError(f"{path} holds one factor of module {module} and not the other; copy this file again")
-    embedding = "embedding_A" in found
-    one, two = (factors.tensors[found[side]] for side in sorted(found))
-    # Rows of the update come from the left factor: B of a linear layer, A transposed of an embedding.
-    fits = (
-        len(weight.shape) == len(one.shape) == len(two.shape) == 2
-        and one.shape[0] == two.shape[1]
-        and weight.shape == ((one.shape[1], two.shape[0]) if embedding else (two.shape[0], one.shape[1]))
+def _kind(name: str) -> str | None:
+    """What an outermost parameter belongs to, "embedding" or "head"; None for every other."""
+    layer, kind = names.describe(f"{name.rpartition('.')[0]}.weight")
+    return kind if layer is None and kind in ("embedding", "head") else None
+
+
+def _is_outer(name: str) -> bool:
+    """Whether a tensor belongs to an embedding or a head, of which a new vocabulary or task changes the rows."""
+    return _kind(name) is not None or not TASK_HEADS.isdisjoint(name.split("."))
+
+
+def _check_shape(path: Path, own: TensorInfo, before: TensorInfo | None, outer: bool) -> None:
+    if before is None or own.shape == before.shape:
+        return
+    if not outer or len(own.shape) != len(before.shape) or own.shape[1:] != before.shape[1:]:
+        raise CheckpointError(
+            f"{path} holds {own.name} of shape {list(own.shape)} in place of {before.name} of shape "
+            f"{list(before.shape)}; give the base of this adapter"
+        )
+
+
+def _refuse_unknown(path: Path, base: Checkpoint, module: str) -> None:
+    kind = _kind(f"{module}.weight")
+    other = next((name for name in base.tensors if kind and _kind(name) not in (None, kind)), None)
+    if other and _says_tied(base) is not False:
+        raise CheckpointError(
+            f"{path} adapts {module}, and {base.source} stores {other} alone, to which it is tied: adapting one of the "
+            f"two changes both or parts them, as peft decides; {MERGE}"
+        )
+    raise CheckpointError(
+        f"{path} adapts module {module}, and {base.source} has no {module}.weight; give the base of this adapter"
     )
-    if not fits:
-        raise CheckpointError(
-            f"{path}: A {list(one.shape)} and B {list(two.shape)} of module {module} do not fit {weight.name} "
-            f"of shape {list(weight.shape)}; give the base of this adapter"
-        )
-    for info in (one, two):
-        if info.dtype not in dtypes.COMPARABLE:
-            raise CheckpointError(f"{path}: {info.name} has dtype {info.dtype}; save the adapter as fp32 or bf16")
-    if weight.dtype not in dtypes.COMPARABLE:
-        raise CheckpointError(
-            f"{path} adapts {weight.name}, whose dtype {weight.dtype} takes no update; "
-            f"give the base in bf16, fp16 or fp32"
-        )
-    scaling = _scaling(path.parent / CONFIG, config, module, one.shape[0])
-    # Of an embedding A's columns are the rows: both factors are transposed and change places.
-    order = ("embedding_A", "embedding_B") if embedding else ("B", "A")
-    left, right = (_Of(factors, found[side]) for side in order)
-    return _LowRank(below, left, right, embedding, scaling)
 
 
-def _scaling(path: Path, config: Mapping[str, object], module: str, rank: int) -> float:
-    """alpha / r, or alpha / sqrt(r), with the patterns that apply to this module; r must be the factors' own."""
-    values = []
-    for pattern, default in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
-        patterns = config.get(pattern) or {}
-        assert isinstance(patterns, dict)
-        value = config.get(default, 8)
-        for key in patterns:
-            try:
-                # As peft matches them: the whole name, or its end from a dot on.
-                if re.match(rf"(.*\.)?({key})$", module):
-                    value = patterns[key]
-                    break
-            except re.error as error:
-                raise CheckpointError(f"{path}: {pattern} {key!r} is no regular expression ({error})") from None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise CheckpointError(f"{path} gives {default} = {value!r} for module {module}, which is no number")
-        values.append(value)
-    stated, alpha = values
-    if stated != rank:
-        raise CheckpointError(f"{path} says rank {stated} for module {module}, whose factors have {rank}; {MERGE}")
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+def _says_tied(base: Checkpoint) -> bool | None:
+    """What the config says about ``tie_word_embeddings``, the text model's included; True where either does."""
+    configs = [config for config in (base.config, base.config.get("text_config")) if isinstance(config, dict)]
+    said = [config.get("tie_word_embeddings") for config in configs]
+    return True if True in said else False if False in said else None
 
 
-def _check_tied(path: Path, base: Checkpoint, changed: Mapping[str, str]) -> None:
-    """A head tied to its embedding is one weight: changing one stored copy of two would untie them unseen."""
-    inner = base.config.get("text_config")
-    tied = any(isinstance(c, dict) and c.get("tie_word_embeddings") is True for c in (base.config, inner))
+def _ended_sharing(path: Path, base: Checkpoint, changed: Mapping[str, str]) -> set[str]:
+    """Notes on shared bytes that hold no more, where a config says that head and embedding are two.
+
+    Raises:
+        CheckpointError: one of two names of a tied or shared weight is changed, which would part them unseen.
+    """
+    from .tied import identical  # which imports the reader, which imports this
+
+    said, shared = _says_tied(base), dict(base.aliases)
     outer = {
-        kind: [n for n in base.tensors if n.endswith("weight") and names.describe(n) == (None, kind)]
-        for kind in ("embedding", "head")
+        kind: [n for n in base.tensors if n.endswith("weight") and _kind(n) == kind] for kind in ("embedding", "head")
     }
-    both = outer["embedding"] + outer["head"]
-    if tied and all(outer.values()) and sum(name in changed for name in both) == 1:
-        name = next(name for name in both if name in changed)
+    for embedding in outer["embedding"]:
+        for head in outer["head"]:
+            parted = (embedding in changed) != (head in changed)
+            if parted and (said or (said is None and identical(base, embedding, head))):
+                shared[head] = embedding
+    ended = set()
+    for name, first in shared.items():
+        if (name in changed) == (first in changed):
+            if name in changed:
+                ended.add(sharing(name, first))
+            continue
+        if said is False and {_kind(name), _kind(first)} == {"embedding", "head"}:
+            ended.add(sharing(name, first))
+            continue
+        one, other = (name, first) if name in changed else (first, name)
+        remedy = ", or where they are two let the base's config.json say tie_word_embeddings: false"
         raise CheckpointError(
-            f"{path} changes {name}, which {base.source} ties to another tensor that it also stores; {MERGE}"
+            f"{path} changes {one}, which {base.source} ties to another tensor that it also stores, {other}; "
+            f"{MERGE}{remedy if said is None else ''}"
         )
+    return ended
 
 
 def _doubts(root: Path, config: Mapping[str, object], base: Checkpoint) -> list[str]:
-    """What a reader should look at: a base of another name, and settings that are younger than this code."""
-    stated = config.get("base_model_name_or_path")
-    notes = []
-    if isinstance(stated, str) and stated:
-        last = stated.rstrip("/").rpartition("/")[2].lower()
-        known = {part.lower() for place in (base.source, str(base.root), str(base.config.get("_name_or_path", "")))
-                 for part in re.split(r"[/@]|--", place)}  # fmt: skip
-        if last not in known:
-            notes.append(f"{CONFIG} of {root.name} names {stated} as its base; {base.source} was used")
-    return notes
+    """What a reader should look at: a base of another name or of another revision."""
+    stated = adapter_config.base_name(root)
+    if stated is None:
+        return []
+    last = stated.rstrip("/").rpartition("/")[2].partition("@")[0].lower()
+    known = {part.lower() for place in (base.source, str(base.root), str(base.config.get("_name_or_path", "")))
+             for part in re.split(r"[/@]|--", place)}  # fmt: skip
+    if last not in known:
+        return [f"{CONFIG} of {root.name} names {stated} as its base; {base.source} was used"]
+    revision, used = adapter_config.base_revision(root), _revision_of(base)
+    if os.path.exists(os.path.expanduser(stated)) or (revision is None and used is None):
+        return []
+    if used in (revision or "main", commit_of(stated, revision)):
+        return []
+    which = f"revision {revision}" if revision else "the default revision"
+    where = f"which is {used}" if used else "whose revision is unknown"
+    return [f"{CONFIG} of {root.name} names {which} of {stated} as its base; {base.source} was used, {where}"]
 
 
-class _Of:
-    """Rows of a tensor of another checkpoint, the base or the adapter's file."""
-
-    def __init__(self, checkpoint: Checkpoint, stored: str) -> None:
-        self.checkpoint, self.stored = checkpoint, stored
-
-    def read(self, files: Files, info: TensorInfo, start: int, stop: int, slab: Slab | None) -> torch.Tensor:
-        return self.checkpoint.read(self.stored, start, stop, slab=slab)
-
-    def whole(self) -> torch.Tensor:
-        return numerics.to_fp32(self.checkpoint.read(self.stored))
+def _revision_of(base: Checkpoint) -> str | None:
+    """The commit of a base from the hub's cache, opened by its name or by its path."""
+    if base.revision is not None:
+        return base.revision
+    root = base.root.absolute()
+    return root.name if root.parent.name == "snapshots" else None
 
 
-class _LowRank:
-    """Rows of below + scaling * left @ right; of an embedding both factors are stored transposed."""
+def commit_of(name: str, revision: str | None) -> str | None:
+    """The commit that a revision of a hub id is in the local cache; None where it is not there."""
+    try:
+        return hub.resolve(f"{name}@{revision}" if revision else name, download=False)[1]
+    except CheckpointError:
+        return None
 
-    def __init__(self, below: Rows, left: _Of, right: _Of, transposed: bool, scaling: float) -> None:
-        self.below, self.left, self.right = below, left, right
-        self.transposed, self.scaling = transposed, scaling
 
-    def read(self, files: Files, info: TensorInfo, start: int, stop: int, slab: Slab | None) -> torch.Tensor:
-        dtype, columns = dtypes.TORCH[info.dtype], info.columns
-        nbytes = (stop - start) * columns * dtypes.BITS[info.dtype] // 8
-        memory = torch.empty(nbytes, dtype=torch.uint8) if slab is None else slab.take(nbytes)
-        out = memory.view(dtype).view(stop - start, columns)
-        left, right = self.left.whole(), self.right.whole()
-        if self.transposed:
-            left, right = left.t().contiguous(), right.t().contiguous()
-        # Whole blocks at multiples of BLOCK, whatever part of them is asked for.
-        for block in range(start // BLOCK * BLOCK, stop, BLOCK):
-            update = (left[block : block + BLOCK] @ right).mul_(self.scaling)
-            low, high = max(start, block), min(stop, block + BLOCK)
-            merged = update[low - block : high - block]
-            merged += numerics.to_fp32(self.below.read(files, info, low, high, None))
-            # PyTorch's rounding on the CPU is to nearest even; a test holds it to numerics.round_to_bf16_codes.
-            out[low - start : high - start].copy_(merged)
-        return out
+def _missing(
+    root: Path, config: Mapping[str, object], base: Checkpoint, changed: Mapping[str, str], adapted: Set[str]
+) -> list[str]:
+    """Says where the config names tensors to be trained for which the adapter holds nothing."""
+    modules = {
+        name.removesuffix(".weight"): name
+        for name, info in base.tensors.items()
+        if name.endswith(".weight") and len(info.shape) == 2
+    }
+    # Experts that the model fuses have no modules of their own, whatever names their tensors are stored under.
+    experts = any(names.EXPERT.search(name) for name in adapted)
+    lost = [
+        modules[module]
+        for module in adapter_config.targeted(root / CONFIG, config, modules)
+        if modules[module] not in adapted and (experts or not names.EXPERT.search(module))
+    ]
+    lost += [
+        name
+        for name in base.tensors
+        if name not in changed and adapter_config.kept_whole(config, name.rpartition(".")[0])
+    ]
+    if not lost:
+        return []
+    return [
+        f"{CONFIG} of {root.name} names what was trained, and the adapter holds nothing for {len(lost)} tensors of it "
+        f"({lost[0]}{', ...' if len(lost) > 1 else ''}); check that it is complete"
+    ]
+
+
+def _strange(root: Path, path: Path, base: Checkpoint, changed: Mapping[str, str], adapted: Set[str]) -> list[str]:
+    """Tensors that the base has no place for, an embedding that leaves its tied head behind, weights beside these."""
+    notes = [
+        f"{path.name} holds {stored}, which {base.source} lacks; it was added as {name}"
+        for name, stored in changed.items()
+        if name not in base.tensors and not _is_outer(name)
+    ]
+    whole = next((name for name in changed if _kind(name) == "embedding" and name not in adapted), None)
+    if whole and _says_tied(base) is not False and not any(_kind(n) == "head" for n in (*base.tensors, *changed)):
+        notes.append(
+            f"{whole} was trained as a copy of its own: peft's merge leaves a head that is tied to it as it was, and "
+            f"no head is stored here to be compared"
+        )
+    beside = sorted(item.name for item in root.glob("*.safetensors") if item.name not in WEIGHTS)
+    return notes + [f"{name} lies beside the adapter and was not read" for name in beside]

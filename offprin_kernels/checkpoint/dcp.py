@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import pickle
 import threading
 from collections.abc import Iterable
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import dtypes, inert
+from .chunks import Chunk, Chunked, Place
 from .errors import CheckpointError
 from .inert import Record
-from .rows import Chunk, Chunked, Contents, Place, Rows, TensorInfo
+from .rows import Contents, Rows, Span, TensorInfo
 from .storage import FileInfo, file_info
 from .torch_file import DAMAGE, first_line
-from .torch_zip import Zip, tensor_of
+from .torch_zip import NotPlain, Zip, tensor_of
 
 METADATA = ".metadata"
 REMEDY = "copy this directory again"
@@ -77,7 +79,7 @@ def load(root: Path) -> Contents:
     wrapper, model = _model(shapes)
     ignored += [name for name in shapes if name not in model]
     if not model:
-        held = f"only {', '.join(sorted({name.split('.')[0] for name in entries})[:4])}" if entries else "nothing"
+        held = f"only {', '.join(sorted({name.split('.')[0][:80] for name in ignored})[:4])}" if ignored else "nothing"
         raise CheckpointError(f"{path} lists no tensors of a model ({held}); give the directory that holds the model")
     items, names = _items(path, storage, model)
     files = tuple(file_info(root / name, "dcp") for name in names)
@@ -109,14 +111,16 @@ def _tensors(path: Path, entries: dict) -> tuple[dict[str, tuple[str, tuple[int,
     tensors, others = {}, []
     for name, entry in entries.items():
         if not isinstance(entry, Record) or entry.kind() != "TensorStorageMetadata":
-            others.append(str(name))
+            others.append(name if isinstance(name, str) else inert.text(name))
             continue
         properties = entry.get("properties")
         state = properties.state if isinstance(properties, Record) else None
         tag = inert.tag_of(state[0]) if isinstance(state, tuple) and state else None
         shape, chunks = inert.sizes_of(entry.get("size")), entry.get("chunks")
         if not isinstance(name, str) or tag is None or shape is None or not isinstance(chunks, list):
-            raise CheckpointError(f"{path} is damaged: tensor {name!a} has no dtype, shape or chunks; {REMEDY}")
+            raise CheckpointError(
+                f"{path} is damaged: tensor {inert.text(name)} has no dtype, shape or chunks; {REMEDY}"
+            )
         tensors[name] = tag, shape, chunks
     return tensors, others
 
@@ -144,19 +148,23 @@ def _items(path: Path, storage: dict, model: dict[str, str]) -> tuple[dict[str, 
     numbers: dict[str, int] = {}
     for index, info in storage.items():
         name = index.get("fqn") if isinstance(index, Record) else None
-        if name not in model or not isinstance(info, Record) or not isinstance(name, str):
+        if not isinstance(name, str) or name not in model or not isinstance(info, Record):
             continue
         file, place = info.get("relative_path"), inert.sizes_of((info.get("offset"), info.get("length")))
         if not isinstance(file, str) or Path(file).is_absolute() or ".." in Path(file).parts or place is None:
-            raise CheckpointError(f"{path} places tensor {name} in {str(file)[:80]!a}, which is no file beside it")
+            raise CheckpointError(f"{path} places tensor {name} in {inert.text(file)}, which is no file beside it")
         transforms = info.get("transform_descriptors")
         if transforms:
             raise CheckpointError(
-                f"{path} stores tensor {name} transformed ({str(transforms)[:60]}), so that its rows have no place of "
-                f"their own; save the checkpoint without extensions"
+                f"{path} stores tensor {name} transformed ({inert.text(transforms)}), so that its rows have no place "
+                f"of their own; save the checkpoint without extensions"
             )
-        if not (path.parent / file).is_file():
-            raise CheckpointError(f"{path} names file {file} (tensor {name}, among others), which is missing; {REMEDY}")
+        # os.path rather than Path: a name that no file system could hold is missing too.
+        if not os.path.isfile(path.parent / file):
+            shown = file if len(file) <= 80 and file.isprintable() else inert.text(file)
+            raise CheckpointError(
+                f"{path} names file {shown} (tensor {name}, among others), which is missing; {REMEDY}"
+            )
         assert isinstance(index, Record)
         items[name][inert.sizes_of(index.get("offset")) or ()] = Item(numbers.setdefault(file, len(numbers)), *place)
     # Disks read forward in the order of the files' names, whatever the order in which they were listed.
@@ -179,14 +187,16 @@ def _tensor(
     items: dict[tuple, Item],
 ) -> tuple[TensorInfo, Rows]:
     bits = dtypes.BITS.get(tag)
-    nbytes = math.prod(shape) * (bits or 0) // 8
+    if bits is None:
+        # Named, and refused when it is read.
+        return TensorInfo(name, tag, shape, 0, 0, 0), Span()
     chunks, first = [], Item(0, 0, 0)
     for entry in listed:
         offsets = inert.sizes_of(entry.get("offsets")) if isinstance(entry, Record) else None
         sizes = inert.sizes_of(entry.get("sizes")) if isinstance(entry, Record) else None
         if offsets is None or sizes is None:
             raise CheckpointError(f"{path} is damaged: tensor {stored} has a chunk without offsets or sizes; {REMEDY}")
-        if 0 in sizes or bits is None:
+        if 0 in sizes:
             continue
         # A tensor in one piece may be listed without an offset.
         item = items.get(offsets) or (items.get(()) if len(listed) == 1 else None)
@@ -197,10 +207,10 @@ def _tensor(
         if len(chunks) == 1 or not any(offsets):
             first = item
     try:
-        rows = Chunked(shape, chunks if bits else [])
+        rows = Chunked(shape, chunks)
     except ValueError as error:
         raise CheckpointError(f"{path} does not hold tensor {stored} of shape {list(shape)} whole: {error}") from None
-    return TensorInfo(name, tag, shape, nbytes, first.file, first.offset), rows
+    return TensorInfo(name, tag, shape, math.prod(shape) * bits // 8, first.file, first.offset), rows
 
 
 class _Reader:
@@ -232,7 +242,9 @@ class _Reader:
         try:
             archive = Zip(path, item.offset, item.length)
             stored = tensor_of(archive.load())
-            offset = archive.place(stored) if stored else 0
+            offset = archive.place(stored) if stored and stored.dtype in dtypes.BITS else 0
+        except NotPlain as error:
+            raise CheckpointError(f"{where} cannot be read by ranges: {error}") from None
         except inert.Forbidden as error:
             raise CheckpointError(
                 f"{where} holds {first_line(error)} and no plain tensor; save the checkpoint with the default format"

@@ -11,68 +11,22 @@ import functools
 import pickle
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from . import dtypes, inert
+from .chunks import Chunk, Chunked, Place
 from .errors import CheckpointError
-from .inert import Record
-from .rows import Chunk, Chunked, Contents, Place, Rows, TensorInfo
+from .rank_parts import ALLOWED, Part, dtensor_offsets, part_of
+from .rows import Contents, Rows, Span, TensorInfo
 from .storage import FileInfo, Files, file_info
-from .torch_file import DAMAGE, first_line
-from .torch_zip import Stored, Zip, tensor_of
+from .torch_file import DAMAGE, WRAPPERS, first_line
+from .torch_zip import NotPlain, Stored, Zip
 
 NAME = re.compile(r"model_world_size_(?P<world>\d+)_rank_(?P<rank>\d+)\.pt")
 REMEDY = "copy the missing files, or save the checkpoint again"
 COMPARED = 1 << 23  # bytes compared at a time where checksums cannot tell
-_TENSOR, _SHARD = "torch.distributed.tensor", "torch.distributed._shard"
-ALLOWED = frozenset(
-    {
-        "builtins.getattr",
-        "torch._tensor._rebuild_from_type_v2",
-        "torch._utils._rebuild_wrapper_subclass",
-        "_io.BytesIO",
-        f"{_TENSOR}.DTensor",
-        *(f"{_TENSOR}.{inner}DTensor" for inner in ("_api.", "api.")),
-        *(f"{_TENSOR}._dtensor_spec.{name}" for name in ("DTensorSpec", "TensorMeta", "ShardOrderEntry")),
-        *(f"{_TENSOR}.placement_types.{name}" for name in ("Shard", "Replicate", "Partial", "_StridedShard")),
-        # torch 2.4 and before
-        "torch.distributed._tensor.api.DTensor",
-        "torch.distributed._tensor.placement_types.DTensorSpec",
-        "torch.distributed._tensor.placement_types.TensorMeta",
-        "torch.distributed._tensor._dtensor_spec.DTensorSpec",
-        "torch.distributed._tensor._dtensor_spec.TensorMeta",
-        *(
-            f"torch.distributed._tensor.placement_types.{name}"
-            for name in ("Shard", "Replicate", "Partial", "_Partial")
-        ),
-        "torch.distributed.device_mesh.DeviceMesh",
-        "torch.distributed._mesh_layout._MeshLayout",
-        "torch.distributed._mesh_layout._FlatLayout",
-        f"{_SHARD}.sharded_tensor.api.ShardedTensor",
-        f"{_SHARD}.sharded_tensor.shard.Shard",
-        f"{_SHARD}.metadata.ShardMetadata",
-        *(
-            f"{_SHARD}.sharded_tensor.metadata.{name}"
-            for name in ("ShardedTensorMetadata", "TensorProperties", "MEM_FORMAT_ENCODING")
-        ),
-        f"{_SHARD}.sharding_spec.chunk_sharding_spec.ChunkShardingSpec",
-        f"{_SHARD}.sharding_spec.api.EnumerableShardingSpec",
-        "torch.distributed.remote_device._remote_device",
-    }
-)
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one rank holds of one tensor. Of a DTensor, offsets follow only when the size of the mesh is known."""
-
-    kind: str  # "plain", "dtensor" or "sharded"
-    stored: Stored | None  # None: this rank holds nothing of it
-    shape: tuple[int, ...]
-    offsets: tuple[int, ...] = ()
-    placements: tuple[Record, ...] = ()
-    coordinate: tuple[int, ...] = ()
 
 
 def rank_files(root: Path) -> tuple[Path, ...]:
@@ -127,16 +81,16 @@ def load(paths: Sequence[Path]) -> Contents:
 def _read(path: Path) -> tuple[Zip, dict[str, Part], list[str]]:
     """The zip, the parts by name, and the names of what is no tensor."""
     parts: dict[str, Part] = {}
-    ignored = []
+    ignored: list[str] = []
     try:
         archive = Zip(path)
         state = archive.load(ALLOWED)
         if not isinstance(state, dict):
             raise ValueError("it holds no state dict")
-        for name, value in state.items():
-            part = _part(value)
+        for name, value in _unwrapped(state, ignored).items():
+            part = part_of(value)
             if part is None or not isinstance(name, str):
-                ignored.append(str(name))
+                ignored.append(name if isinstance(name, str) else inert.text(name))
             elif "_flat_param" in name:
                 raise CheckpointError(
                     f"{path} holds flattened parameters ({name}), whose names and shapes are not in it; save with "
@@ -151,6 +105,8 @@ def _read(path: Path) -> tuple[Zip, dict[str, Part], list[str]]:
             f"{path} names {first_line(error)}, holds more than tensors and could run code when loaded; nothing of it "
             f"was run; save its state dict again where you trust it"
         ) from None
+    except NotPlain as error:
+        raise CheckpointError(f"{path} cannot be read by ranges: {error}") from None
     except (*DAMAGE, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"{path} is damaged or not a PyTorch checkpoint ({first_line(error)}); download or copy this file again"
@@ -158,59 +114,22 @@ def _read(path: Path) -> tuple[Zip, dict[str, Part], list[str]]:
     return archive, parts, ignored
 
 
-def _part(value: object) -> Part | None:
-    """What a value of a state dict is; raises ValueError where it is a tensor that says too little."""
-    stored = tensor_of(value)
-    if stored is not None:
-        return Part("plain", stored, stored.shape, (0,) * len(stored.shape))
-    if not isinstance(value, Record) or value.kind() != "_rebuild_from_type_v2" or len(value.args) < 4:
-        return None
-    _, kind, made, state = value.args[:4]
-    name = kind.name.rpartition(".")[2] if isinstance(kind, type) and issubclass(kind, Record) else ""
-    if name == "DTensor":
-        return _dtensor(made, state)
-    if name == "ShardedTensor":
-        return _sharded(state)
-    return None
-
-
-def _dtensor(made: object, state: object) -> Part:
-    fields = next((part for part in state if isinstance(part, dict)), {}) if isinstance(state, tuple) else state
-    # (class, dtype, shape, strides, ...)
-    shape = inert.sizes_of(made[2]) if isinstance(made, tuple) and len(made) > 2 else None
-    spec = fields.get("_spec") if isinstance(fields, dict) else None
-    stored = tensor_of(fields.get("_local_tensor")) if isinstance(fields, dict) else None
-    mesh = spec.get("mesh") if isinstance(spec, Record) else None
-    placements = spec.get("placements") if isinstance(spec, Record) else None
-    coordinate = inert.sizes_of(mesh.get("_coordinate_on_dim")) if isinstance(mesh, Record) else None
-    if shape is None or stored is None or not isinstance(placements, list | tuple) or coordinate is None:
-        raise ValueError("a DTensor without shape, local tensor, placements or the rank's coordinate")
-    if len(placements) != len(coordinate) or not all(isinstance(item, Record) for item in placements):
-        raise ValueError(f"a DTensor with {len(placements)} placements on a mesh of {len(coordinate)} dimensions")
-    return Part("dtensor", stored, shape, (), tuple(placements), coordinate)
-
-
-def _sharded(state: object) -> Part:
-    # (local shards, metadata, process group, sharding spec, init_rrefs)
-    shards, metadata = state[:2] if isinstance(state, tuple) and len(state) >= 2 else (None, None)
-    shape = inert.sizes_of(metadata.get("size")) if isinstance(metadata, Record) else None
-    if shape is None or not isinstance(shards, list) or len(shards) > 1:
-        raise ValueError("a ShardedTensor without shape, or with several shards on one rank")
-    if not shards:
-        return Part("sharded", None, shape)
-    where = shards[0].get("metadata") if isinstance(shards[0], Record) else None
-    stored = tensor_of(shards[0].get("tensor")) if isinstance(shards[0], Record) else None
-    offsets = inert.sizes_of(where.get("shard_offsets")) if isinstance(where, Record) else None
-    if stored is None or offsets is None:
-        raise ValueError("a shard without tensor or offsets")
-    return Part("sharded", stored, shape, offsets)
+def _unwrapped(state: dict, ignored: list[str]) -> dict:
+    """The state dict itself, where a rank's file holds it under a name such as "model"."""
+    for _ in range(3):
+        inner = [key for key in WRAPPERS if isinstance(state.get(key), dict)]
+        if len(inner) != 1 or any(part_of(value) is not None for value in state.values()):
+            break
+        ignored.extend(key if isinstance(key, str) else inert.text(key) for key in state if key != inner[0])
+        state = state[inner[0]]
+    return state
 
 
 class _Join:
     """Puts the parts of all ranks together, tensor by tensor."""
 
     def __init__(self, files: tuple[FileInfo, ...], zips: Sequence[Zip]) -> None:
-        self.files, self.zips = files, zips
+        self.files, self.zips, self.reading = files, zips, Files(files, "auto")
         self.plain = 0
 
     def notes(self) -> list[str]:
@@ -225,10 +144,13 @@ class _Join:
                 raise CheckpointError(
                     f"{self.files[rank].path}: tensor {name} is {_words(part)} and in rank 0 {_words(first)}; {REMEDY}"
                 )
+        if dtype not in dtypes.BITS:
+            # Named, and refused when it is read.
+            return TensorInfo(name, dtype, first.shape, 0, 0, 0), Span()
         try:
             chunks, owner = self._chunks(name, parts)
             rows = Chunked(first.shape, chunks)
-        except ValueError as error:
+        except (ValueError, LookupError) as error:
             raise CheckpointError(
                 f"{self.files[0].path.parent}: the ranks do not hold tensor {name} of shape {list(first.shape)} whole: "
                 f"{error}; {REMEDY}"
@@ -239,98 +161,56 @@ class _Join:
 
     def _chunks(self, name: str, parts: Sequence[Part]) -> tuple[list[Chunk], int]:
         """One chunk for each part of the tensor, replicas once, and the rank that holds the first."""
-        if parts[0].kind == "plain":
-            self._check_replicas(name, parts)
-            self.plain += 1
-            parts = parts[:1]
         if parts[0].kind == "dtensor":
             if len({len(part.coordinate) for part in parts}) > 1:
                 raise ValueError("its meshes differ between the ranks")
             mesh = tuple(max(sizes) + 1 for sizes in zip(*(part.coordinate for part in parts), strict=True))
-        found: dict[tuple[int, ...], tuple[int, Chunk]] = {}
+        self.plain += parts[0].kind == "plain"
+        found: dict[tuple[int, ...], Chunk] = {}
         for rank, part in enumerate(parts):
             if part.stored is None or 0 in part.stored.shape:
                 continue
-            offsets = _dtensor_offsets(part, mesh) if part.kind == "dtensor" else part.offsets
+            offsets = dtensor_offsets(part, mesh) if part.kind == "dtensor" else part.offsets
             place = Place(self.zips[rank].place(part.stored), part.stored.strides)
-            found.setdefault(offsets, (rank, Chunk(rank, offsets, part.stored.shape, functools.partial(_known, place))))
+            chunk = Chunk(rank, offsets, part.stored.shape, functools.partial(_known, place))
+            first = found.setdefault(offsets, chunk)
+            if first is not chunk:
+                self._check_replica(name, parts, first, chunk)
         ordered = [found[offsets] for offsets in sorted(found)]
-        return [chunk for _, chunk in ordered], ordered[0][0] if ordered else 0
+        return ordered, ordered[0].file if ordered else 0
 
-    def _check_replicas(self, name: str, parts: Sequence[Part]) -> None:
-        """Plain tensors of one name must be one tensor: shards of some other making would pass for it unseen."""
-        first, source = parts[0].stored, self.zips[0]
-        assert first is not None
-        files: Files | None = None
-        for rank in range(1, len(parts)):
-            other, archive = parts[rank].stored, self.zips[rank]
-            assert other is not None
-            if other.shape != first.shape:
-                raise ValueError(f"it has shape {list(other.shape)} in rank {rank}")
-            if source.covers(first) and archive.covers(other) and source.crc[first.key] == archive.crc[other.key]:
-                continue
-            files = files or Files(self.files, "auto")
-            if not (first.contiguous and other.contiguous) or not _same_bytes(
-                files,
-                name,
-                rank,
-                (source.place(first), archive.place(other)),
-                dtypes.byte_size(first.dtype, first.shape),
-            ):
-                raise ValueError(
-                    f"rank {rank} holds other numbers than rank 0 under this name, and neither says which part it is"
-                )
+    def _check_replica(self, name: str, parts: Sequence[Part], first: Chunk, other: Chunk) -> None:
+        """Ranks that hold one part must hold the same: shards of some other making would pass for it unseen."""
+        if first.sizes != other.sizes:
+            raise ValueError(f"it has shape {list(other.sizes)} in rank {other.file}")
+        one, two = (parts[chunk.file].stored for chunk in (first, other))
+        assert one is not None and two is not None
+        known = self.zips[first.file].checksum(one)
+        if known is not None and known == self.zips[other.file].checksum(two):
+            return
+        if not self._same(name, one, first, other):
+            who = f"rank {other.file} holds other numbers than rank {first.file}"
+            if parts[0].kind == "plain":
+                raise ValueError(f"{who} under this name, and neither says which part it is")
+            raise ValueError(f"{who} for the part at {list(first.offsets)}, which both say that they hold")
 
-
-def _same_bytes(files: Files, name: str, rank: int, places: tuple[int, int], nbytes: int) -> bool:
-    for start in range(0, nbytes, COMPARED):
-        size = min(COMPARED, nbytes - start)
-        one, other = (
-            files.read(file, place + start, size, name) for file, place in zip((0, rank), places, strict=True)
-        )
-        if not one.equal(other):
-            return False
-    return True
-
-
-def _dtensor_offsets(part: Part, mesh: tuple[int, ...]) -> tuple[int, ...]:
-    """Where a rank's part of a DTensor begins: each sharded dimension is cut into equal pieces, the last ones shorter.
-
-    A ``_StridedShard`` was cut after the plain shards of its dimension that come behind it in the mesh.
-    """
-    assert part.stored is not None
-    sizes, offsets = list(part.shape), [0] * len(part.shape)
-    straight = [d for d, placement in enumerate(part.placements) if placement.kind() != "_StridedShard"]
-    strided = [d for d in reversed(range(len(mesh))) if d not in straight]
-    for dimension in (*straight, *strided):
-        placement, ranks, number = part.placements[dimension], mesh[dimension], part.coordinate[dimension]
-        kind, axis = placement.kind(), _axis(placement)
-        if kind == "Replicate" or ranks == 1:
-            continue
-        if kind not in ("Shard", "_StridedShard") or type(axis) is not int or not 0 <= axis < len(sizes):
-            raise ValueError(f"placement {kind} does not say which part of it a rank holds")
-        if kind == "_StridedShard":
-            behind = [mesh[d] for d in straight if d > dimension and _axis(part.placements[d]) == axis and mesh[d] > 1]
-            cut = 1
-            for size in behind:
-                cut *= size
-            if placement.get("split_factor") != cut:
-                raise ValueError(f"a strided shard of split factor {placement.get('split_factor')} behind {cut} pieces")
-        piece = -(-sizes[axis] // ranks)
-        start = min(piece * number, sizes[axis])
-        offsets[axis] += start
-        sizes[axis] = min(piece, sizes[axis] - start)
-    if tuple(sizes) != part.stored.shape:
-        raise ValueError(f"a rank should hold {sizes} of it and holds {list(part.stored.shape)}")
-    return tuple(offsets)
+    def _same(self, name: str, stored: Stored, first: Chunk, other: Chunk) -> bool:
+        """Whether two chunks are equal, byte by byte."""
+        nbytes = dtypes.byte_size(stored.dtype, stored.shape)
+        info = TensorInfo(name, stored.dtype, stored.shape, nbytes, first.file, 0)
+        zeros = (0,) * len(stored.shape)
+        rows = [Chunked(stored.shape, [Chunk(chunk.file, zeros, chunk.sizes, chunk.place)]) for chunk in (first, other)]
+        step = max(1, COMPARED * info.rows // nbytes)
+        for start in range(0, info.rows, step):
+            stop = min(start + step, info.rows)
+            one, two = (held.read(self.reading, info, start, stop, None).view(torch.uint8) for held in rows)
+            if not one.equal(two):
+                return False
+        return True
 
 
 def _known(place: Place) -> Place:
     return place
-
-
-def _axis(placement: Record) -> object:
-    return placement.args[0] if placement.args else placement.get("dim")
 
 
 def _words(part: Part) -> str:

@@ -8,7 +8,9 @@ refused by its name. Files of any torch version are read the same way, and no cl
 
 from __future__ import annotations
 
+import itertools
 import pickle
+import re
 from collections.abc import Callable, Iterable
 from typing import BinaryIO
 
@@ -59,7 +61,9 @@ class _Nested(Record):
 
 
 _BUILTINS: dict[str, type] = {"set": set, "frozenset": frozenset, "list": list, "dict": _Mapping, "tuple": tuple}
-_DTYPES = {str(dtype) for dtype in dtypes.TAGS} | {"torch.complex128"}
+# Also those that this torch does not know: only their names are read.
+_DTYPE = re.compile(r"torch\.(?:bool|(?:b?float|complex|q?u?int|bits)\d+\w*)")
+MOST_DIMENSIONS = 64  # as in torch
 
 
 class Unpickler(pickle.Unpickler):
@@ -84,7 +88,7 @@ class Unpickler(pickle.Unpickler):
                 return _Nested
         if full == "torch.Size":
             return tuple
-        if full in self._allowed or full in _DTYPES:
+        if full in self._allowed or _DTYPE.fullmatch(full):
             # A class of this file alone: whatever a hostile file hangs on it dies with the file.
             return self._known.setdefault(full, type(name, (Record,), {"name": full}))
         raise Forbidden(full)
@@ -97,16 +101,32 @@ class Unpickler(pickle.Unpickler):
 
 def tag_of(dtype: object) -> str | None:
     """The tag of a torch dtype's record, None where it is none; a dtype without a tag keeps its name."""
-    if isinstance(dtype, type) and issubclass(dtype, Record) and dtype.name in _DTYPES:
+    if isinstance(dtype, type) and issubclass(dtype, Record) and _DTYPE.fullmatch(dtype.name):
         return _TAGS.get(dtype.name, dtype.name)
     return None
 
 
 def sizes_of(value: object) -> tuple[int, ...] | None:
     """A tuple of sizes or offsets, or None where the value is none."""
-    if isinstance(value, list | tuple) and all(type(item) is int and 0 <= item < 1 << 63 for item in value):
+    if (
+        isinstance(value, list | tuple)
+        and len(value) <= MOST_DIMENSIONS
+        and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
+    ):
         return tuple(value)
     return None
+
+
+def text(value: object, depth: int = 3) -> str:
+    """A short text of anything in a pickle, for a message: in a few bytes lists of lists can be endlessly long."""
+    if isinstance(value, str | bytes):
+        return ascii(value[:80]) + ("..." if len(value) > 80 else "")
+    if isinstance(value, list | tuple | dict):
+        shown = [text(item, depth - 1) for item in itertools.islice(value, 4)] if depth else []
+        return f"[{', '.join(shown + ['...'] * (len(shown) < len(value)))}]"
+    if value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 1 << 64):
+        return str(value)
+    return f"a {type(value).__name__[:80]}"
 
 
 _TAGS = {str(dtype): tag for dtype, tag in dtypes.TAGS.items()}

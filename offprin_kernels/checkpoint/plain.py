@@ -9,7 +9,7 @@ from .rows import Contents, Resident, Rows, Span, TensorInfo
 from .safetensors_file import Entry, read_header
 from .source import Source
 from .storage import FileInfo, file_info
-from .torch_file import TorchFile, read_torch_file
+from .torch_file import TorchFile, read_torch_file, sharing
 
 # In the metadata of safetensors shards that torch's HuggingFaceStorageWriter left unjoined.
 SHARDS = "DCP_SHARDING_INFO"
@@ -64,7 +64,7 @@ class _Loader:
     def _tell(self, file: FileInfo, torch_file: TorchFile) -> None:
         self.ignored.extend(torch_file.ignored)
         self.aliases.update(torch_file.aliases)
-        self.notes += [f"tensor {name} shares its bytes with {first}" for name, first in torch_file.aliases.items()]
+        self.notes += [sharing(name, first) for name, first in torch_file.aliases.items()]
         held = sum(tensor.numel() > 0 for tensor in torch_file.resident.values())
         if held:
             self.notes.append(

@@ -7,7 +7,7 @@ from types import TracebackType
 
 import torch
 
-from . import adapter, dcp, dtypes, fsdp_ranks, plain
+from . import adapter, adapter_config, dcp, dtypes, fsdp_ranks, plain
 from .errors import CheckpointError
 from .json_file import load_json
 from .rows import Contents, Rows, TensorInfo
@@ -50,6 +50,7 @@ class Checkpoint:
         self.adapted: Checkpoint | None = None
         self._rows: dict[str, Rows] = {info.name: rows for info, rows in ordered}
         self._files = Files(self.files, io)
+        self._opened: tuple[Checkpoint, ...] = ()
 
     @classmethod
     def open(
@@ -80,32 +81,38 @@ class Checkpoint:
         if located.format == "peft":
             return cls._open_adapter(str(source), located, io, download, base)
         contents = {"dcp": _load_dcp, "fsdp": _load_ranks}.get(located.format, plain.load)(located)
-        if (located.root / adapter.CONFIG).is_file():
-            contents.notes.append(f"{adapter.CONFIG} lies beside a whole model, which was read without the adapter")
+        if (located.root / adapter_config.CONFIG).is_file():
+            contents.notes.append(
+                f"{adapter_config.CONFIG} lies beside a whole model, which was read without the adapter"
+            )
         return cls(str(source), located, contents, io)
 
     @classmethod
     def _open_adapter(
         cls, source: str, located: Source, io: str, download: bool, base: Checkpoint | None
     ) -> Checkpoint:
-        base = cls._base_of(located.root, io, download) if base is None else _unadapted(located.root, base)
+        if base is None:
+            base = cls._base_of(located.root, io, download)
+            opened = [base]
+        else:
+            base, opened = _unadapted(located.root, base), []
         whole = Source(located.root, None, located.paths, plain.format_of(located.paths[0]))
         factors = cls(source, whole, plain.load(whole), io)
         found = cls(source, located, adapter.load(located.root, factors, base), io)
-        found.adapted = base
+        found.adapted, found._opened = base, (factors, *opened)
         return found
 
     @classmethod
     def _base_of(cls, root: Path, io: str, download: bool) -> Checkpoint:
-        name = adapter.base_name(root)
+        name = adapter_config.base_source(root)
         if name is None:
-            raise CheckpointError(f"{root} is an adapter that names no base; give the base, or {adapter.MERGE}")
+            raise CheckpointError(f"{root} is an adapter that names no base; give the base, or {adapter_config.MERGE}")
         try:
             inner = locate(name, download)
         except CheckpointError as error:
             raise CheckpointError(f"{root} is an adapter on {name}, which is needed to read it: {error}") from None
         if inner.format == "peft":
-            raise CheckpointError(f"{root} is an adapter on {name}, itself an adapter; {adapter.MERGE}")
+            raise CheckpointError(f"{root} is an adapter on {name}, itself an adapter; {adapter_config.MERGE}")
         return cls.open(name, io=io, download=download)
 
     @property
@@ -150,7 +157,12 @@ class Checkpoint:
         return self.files[self.info(name).file].path
 
     def close(self) -> None:
-        """Close the files. Slabs already read stay valid; a later read opens its file again."""
+        """Close the files, of an adapter also those of a base that was opened with it.
+
+        Slabs already read stay valid; a later read opens its file again.
+        """
+        for checkpoint in self._opened:
+            checkpoint.close()
         self._files.close()
 
     def __enter__(self) -> Checkpoint:
@@ -180,12 +192,23 @@ def _unadapted(root: Path, base: Checkpoint) -> Checkpoint:
     """The model to merge an adapter into, where the base that was given may be an adapter too."""
     if base.adapted is None:
         return base
-    name, other = adapter.base_name(root), adapter.base_name(base.root)
-    if name is not None and name == other:
+    name, other = adapter_config.base_source(root), adapter_config.base_source(base.root)
+    if name is not None and (name == other or _one_commit(root, base.root)):
         return base.adapted
     if name is not None and Path(name).expanduser().resolve() == base.root.resolve():
         return base
     raise CheckpointError(
         f"{root} is an adapter on {name}, and its base was to be {base.root}, an adapter on {other}; "
-        f"give both on one model, or {adapter.MERGE}"
+        f"give both on one model, or {adapter_config.MERGE}"
     )
+
+
+def _one_commit(root: Path, other: Path) -> bool:
+    """Whether two adapters name one base, by revisions that are one commit in the local cache."""
+    if adapter_config.base_name(root) != adapter_config.base_name(other):
+        return False
+    found = [
+        adapter.commit_of(adapter_config.base_name(folder) or "", adapter_config.base_revision(folder))
+        for folder in (root, other)
+    ]
+    return found[0] is not None and found[0] == found[1]

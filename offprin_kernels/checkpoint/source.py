@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import fsdp_ranks, hub, refused
-from .adapter import CONFIG as ADAPTER_CONFIG
+from . import fsdp_ranks, hub, inert, refused
 from .adapter import WEIGHTS as ADAPTER_WEIGHTS
+from .adapter_config import CONFIG as ADAPTER_CONFIG
 from .dcp import METADATA
 from .errors import CheckpointError
 from .json_file import load_json
 
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 # What trainers leave beside the weights under the same suffixes.
+# Beside an adapter's files these are a model of its own.
+WHOLE_MODEL = re.compile(r"model.*\.safetensors(?:\.index\.json)?|pytorch_model\.bin(?:\.index\.json)?")
 NOT_MODELS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state", "random_states", "trainer_state")
 
 
@@ -49,8 +52,13 @@ def locate(source: str, download: bool = False) -> Source:
             return _in_directory(path.parent, None)
         if path.suffix == ".safetensors":
             return Source(path.parent, None, (path,), "safetensors")
+        rank = fsdp_ranks.NAME.fullmatch(path.name)
+        if rank and int(rank["world"]) > 1:
+            raise CheckpointError(
+                f"{path} is the part of rank {rank['rank']} of {rank['world']}; give the directory with those of all"
+            )
         if path.suffix in TORCH_SUFFIXES:
-            return Source(path.parent, None, (path,), "torch")
+            return Source(path.parent, None, (path,), "fsdp" if rank else "torch")
         refused.check_file(path)
         raise CheckpointError(f"{path} is neither a directory nor a .safetensors, .bin, .pt or .pth file")
     if path.suffix == ".safetensors" or path.suffix in TORCH_SUFFIXES:
@@ -77,13 +85,12 @@ def _in_directory(root: Path, revision: str | None) -> Source:
 
 def _weights(root: Path, revision: str | None) -> Source | None:
     """The weights of a directory in the first of the known formats that it holds, or None."""
+    if (root / ADAPTER_CONFIG).is_file() and not any(WHOLE_MODEL.fullmatch(item.name) for item in root.iterdir()):
+        for name in ADAPTER_WEIGHTS:
+            if (root / name).is_file():
+                return Source(root, revision, (root / name,), "peft")
     safetensors = _of_format(root, revision, "model.safetensors", (".safetensors",), "safetensors")
     if safetensors is not None and not _only_adapter(safetensors):
-        return safetensors
-    for name in ADAPTER_WEIGHTS if (root / ADAPTER_CONFIG).is_file() else ():
-        if (root / name).is_file():
-            return Source(root, revision, (root / name,), "peft")
-    if safetensors is not None:
         return safetensors
     whole = _of_format(root, revision, "pytorch_model.bin", (), "torch")
     if whole is not None:
@@ -129,13 +136,16 @@ def _indexed(root: Path, revision: str | None, index_path: Path, format: str) ->
         raise CheckpointError(f"{index_path} has no weight_map; download or copy this file again")
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or Path(shard).is_absolute() or ".." in Path(shard).parts:
-            raise CheckpointError(f"{index_path} places tensor {name} in {shard!r}, which is no file beside it")
+            raise CheckpointError(
+                f"{index_path} places tensor {name} in {inert.text(shard)}, which is no file beside it"
+            )
     shards = list(dict.fromkeys(weight_map.values()))
     for shard in shards:
-        if not (root / shard).is_file():
+        # os.path rather than Path: a name that no file system could hold is missing too.
+        if not os.path.isfile(root / shard):
             name = next(key for key, value in weight_map.items() if value == shard)
             raise CheckpointError(
-                f"{index_path} names shard {shard} (tensor {name}, among others), which is missing; "
+                f"{index_path} names shard {shard[:80]} (tensor {name}, among others), which is missing; "
                 f"download or copy that shard"
             )
     return Source(root, revision, tuple(root / shard for shard in sorted(shards)), format, index_path, weight_map)

@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 import torch
 
-from . import dtypes
+from . import dtypes, inert, refused
 from .errors import CheckpointError
 from .safetensors_file import Entry
 
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 # What torch.load is known to raise on damaged or hostile input; MemoryError comes from absurd sizes in it.
 DAMAGE = (
@@ -51,9 +52,12 @@ def read_torch_file(path: Path) -> TorchFile:
     """Raises CheckpointError for a damaged file, one that would run code, and one that holds no tensors."""
     with open(path, "rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"
+    refused.check_file(path)
     try:
         loaded = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
+        if "torch.distributed.tensor" in str(error):
+            raise _not_plain(path, "a tensor", "DTensor") from None
         raise CheckpointError(
             f"{path} holds more than plain tensors and could run code when loaded ({first_line(error)}); "
             f"save its state dict again as safetensors where you trust it"
@@ -84,6 +88,11 @@ def read_torch_file(path: Path) -> TorchFile:
     return TorchFile(entries, resident, ignored, aliases)
 
 
+def sharing(name: str, first: str) -> str:
+    """The note on two names whose bytes are the same bytes of the file."""
+    return f"tensor {name} shares its bytes with {first}"
+
+
 def first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:160]
@@ -101,17 +110,27 @@ def _state_dict(path: Path, loaded: object, ignored: list[str]) -> dict[str, tor
             raise CheckpointError(f"{path} holds several state dicts ({', '.join(inner)}); save the one to be compared")
         if not inner:
             break
-        ignored.extend(str(key) for key in state if key != inner[0])
+        ignored.extend(key if isinstance(key, str) else inert.text(key) for key in state if key != inner[0])
         state = state[inner[0]]
     tensors: dict[str, torch.Tensor] = {}
     for key, value in state.items():
+        if isinstance(value, torch.Tensor) and type(value) not in PLAIN:
+            raise _not_plain(path, f"tensor {inert.text(key)}", type(value).__name__)
         if isinstance(key, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided:
-            tensors[key] = value.detach()
+            # Bits that negate or conjugate when read are carried out.
+            tensors[key] = value.detach().resolve_conj().resolve_neg()
         else:
-            ignored.append(str(key))
+            ignored.append(key if isinstance(key, str) else inert.text(key))
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors under names; save model.state_dict()")
     return tensors
+
+
+def _not_plain(path: Path, what: str, kind: str) -> CheckpointError:
+    part = ", which is one rank's part of a tensor; give the directory with the files of all ranks" * (
+        kind == "DTensor"
+    )
+    return CheckpointError(f"{path} holds {what} as a {kind}{part or ' and no plain tensor; save plain tensors'}")
 
 
 def _holds_tensors(value: object) -> bool:
@@ -138,7 +157,7 @@ def _file_offsets(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, int
             ranges.append((low, high, int(fields[2], 16)))
     offsets = {}
     for name, tensor in tensors.items():
-        if not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg() or tensor.numel() == 0:
+        if not tensor.is_contiguous() or tensor.numel() == 0:
             continue
         pointer = tensor.data_ptr()
         for low, high, start in ranges:

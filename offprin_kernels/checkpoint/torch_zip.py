@@ -16,11 +16,15 @@ from . import dtypes, inert
 from .inert import Record
 
 LOCAL_HEADER = 30  # bytes before name and extra field of a zip member
+OLD_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # the pickle that such a file begins with
 REBUILD = "torch._utils._rebuild_"
 TENSORS = frozenset(
     {
         *(f"{REBUILD}{name}" for name in ("tensor", "tensor_v2", "tensor_v3", "parameter", "parameter_with_state")),
-        *(f"torch.{kind}Storage" for kind in "BFloat16 Half Float Double Char Byte Short Int Long Bool".split()),
+        *(
+            f"torch.{kind}Storage"
+            for kind in "BFloat16 Half Float Double Char Byte Short Int Long Bool ComplexFloat ComplexDouble".split()
+        ),
         "torch.storage.UntypedStorage",
         "torch.serialization._get_layout",
         "torch.device",
@@ -37,7 +41,14 @@ STORAGES = {
     "torch.IntStorage": "I32",
     "torch.LongStorage": "I64",
     "torch.BoolStorage": "BOOL",
+    "torch.ComplexFloatStorage": "C64",
+    "torch.ComplexDoubleStorage": "torch.complex128",
 }
+EXPANDED = 1 << 20  # bytes that a tensor of fewer stored numbers may come to
+
+
+class NotPlain(ValueError):
+    """A tensor that is more than numbers in their places, or a file of another format; the message says which."""
 
 
 class Stored(NamedTuple):
@@ -70,6 +81,7 @@ class Zip:
 
     def __init__(self, path: Path, start: int = 0, length: int | None = None) -> None:
         self.start = start
+        _check_format(path, start)
         with _Part(path, start, length) as part, zipfile.ZipFile(cast(BinaryIO, part)) as archive:
             # Not read by zipfile, which insists on checksums that torch can be told to leave out.
             places = {info.filename.partition("/")[2]: (_place(part, info), info) for info in archive.infolist()}
@@ -77,7 +89,7 @@ class Zip:
                 raise ValueError("its bytes are in big-endian order")
             self.pickle = _member(part, places["data.pkl"])
         data = {name[5:]: found for name, found in places.items() if name.startswith("data/")}
-        self.crc = {key: info.CRC for key, (_, info) in data.items()}
+        self._crc = {key: info.CRC for key, (_, info) in data.items()}
         self._data = {key: (start + begin, info.file_size) for key, (begin, info) in data.items()}
 
     def load(self, allowed: frozenset[str] = frozenset()) -> object:
@@ -86,16 +98,35 @@ class Zip:
 
     def place(self, stored: Stored) -> int:
         """Where in the file a tensor's first element lies. Raises ValueError where its bytes are not all there."""
-        begin, size = self._data[stored.key]
+        begin, size = self._range(stored)
         item = dtypes.BITS[stored.dtype] // 8
         last = sum((length - 1) * stride for length, stride in zip(stored.shape, stored.strides, strict=True))
         if 0 not in stored.shape and (stored.offset + last + 1) * item > size:
-            raise ValueError(f"its storage {stored.key} has {size} bytes, too few for its shape {list(stored.shape)}")
+            raise ValueError(f"its storage {stored.key[:80]!a} has {size} bytes, too few for {list(stored.shape)}")
+        if math.prod(stored.shape) * item > max(size, EXPANDED):
+            raise ValueError(f"its storage {stored.key[:80]!a} has {size} bytes, repeated to {list(stored.shape)}")
         return begin + stored.offset * item
 
-    def covers(self, stored: Stored) -> bool:
-        """Whether a tensor is the whole of its storage, so that its checksum is the storage's."""
-        return stored.contiguous and self._data[stored.key][1] == dtypes.byte_size(stored.dtype, stored.shape)
+    def checksum(self, stored: Stored) -> int | None:
+        """The checksum of a tensor's bytes; None where it was left out (as a 0) or is that of a larger storage."""
+        whole = stored.contiguous and self._range(stored)[1] == dtypes.byte_size(stored.dtype, stored.shape)
+        return self._crc[stored.key] or None if whole else None
+
+    def _range(self, stored: Stored) -> tuple[int, int]:
+        if stored.key not in self._data:
+            raise ValueError(f"its storage {stored.key[:80]!a} is not in the file")
+        return self._data[stored.key]
+
+
+def _check_format(path: Path, start: int) -> None:
+    """Raises NotPlain for the formats that are written in place of a zip."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        head = file.read(len(OLD_MAGIC))
+    if head == OLD_MAGIC:
+        raise NotPlain("it is in torch's old format, which is no zip; load it and save it again with torch.save")
+    if head[8:9] == b"{" and head[:4] != b"PK\x03\x04":
+        raise NotPlain("it is written as safetensors; save the checkpoint in torch's own serialization format")
 
 
 def _place(part: _Part, info: zipfile.ZipInfo) -> int:
@@ -175,7 +206,11 @@ def row_major(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ..
 
 
 def tensor_of(value: object) -> Stored | None:
-    """The tensor (or parameter) that a record describes, None where it is none. Raises ValueError: a malformed one."""
+    """The tensor (or parameter) that a record describes, None where it is none; its dtype may be one without numbers.
+
+    Raises:
+        ValueError: a malformed one.
+    """
     if not isinstance(value, Record) or not value.name.startswith(REBUILD):
         return None
     kind = value.name.removeprefix(REBUILD)
@@ -190,8 +225,12 @@ def tensor_of(value: object) -> Stored | None:
     if not isinstance(storage, Storage) or inert.sizes_of([offset]) is None or shape is None or strides is None:
         raise ValueError("a tensor whose storage, shape or strides are none")
     dtype = inert.tag_of(value.args[6]) if kind == "tensor_v3" and len(value.args) > 6 else storage.dtype
-    if dtype not in dtypes.BITS or len(shape) != len(strides):
+    if dtype is None or len(shape) != len(strides):
         raise ValueError(f"a tensor of dtype {dtype}, {len(shape)} sizes and {len(strides)} strides")
+    extra = value.args[7 if kind == "tensor_v3" else 6 :]
+    for bit in ("neg", "conj"):
+        if extra and isinstance(extra[0], dict) and extra[0].get(bit):
+            raise NotPlain(f"a tensor is stored with its {bit} bit set; save it after resolve_{bit}()")
     return Stored(dtype, shape, strides, storage.key, offset)
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import COMPLETE, PARTIAL, can_draw, fail, make_page, parse_rule, pick_device, progress_bar
+from .common import COMPLETE, PARTIAL, end, explain, fail, hindrance, parse_rule, pick_device, progress_bar
 
 if TYPE_CHECKING:
+    from ..analysis import Outcome, Plan
     from .common import Commands
 
 
@@ -74,7 +75,9 @@ def add(commands: Commands) -> None:
     analyze.add_argument("--gemm-rate", type=float, help="for --dry-run: TFLOP/s of fp32 products of one process")
     analyze.add_argument("--ranks", type=int, default=1, help="for --dry-run: how many processes share the work")
     analyze.add_argument("--overwrite", action="store_true", help="start anew, whatever analysis DIR holds")
-    analyze.add_argument("--json", action="store_true", help="print summary.json instead of tables")
+    analyze.add_argument(
+        "--json", action="store_true", help="print summary.json instead of tables; of a shard, what is missing"
+    )
     analyze.add_argument("--quiet", action="store_true", help="no progress bar")
     analyze.add_argument("--io", choices=("auto", "mmap", "read"), default="auto", help="how files are read")
     analyze.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda or cuda:N")
@@ -83,90 +86,100 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    import torch
-
     from .._backend import BackendUnavailable
-    from ..analysis import plan as planning
-    from ..analysis import report
     from ..analysis import run as running
     from ..analysis.scaleout import Group, Shard
+
+    if why := hindrance(arguments):
+        return fail(why)
+    if arguments.out is None and not arguments.dry_run:
+        return fail("--out DIR is needed: where should the results go?")
+    group = None
+    with contextlib.ExitStack() as together:
+        try:
+            shard = Shard.parse(arguments.shard) if arguments.shard else None
+            if not arguments.dry_run and (group := Group.from_environment()):
+                together.enter_context(group)
+            device = pick_device(arguments.device)
+            plan = make_plan(arguments)
+            if arguments.dry_run:
+                return show_plan(plan, arguments)
+            total, label = running.nbytes(plan, shard or running.alone), "weights"
+            if group:
+                label = f"weights, {group.world} processes"
+                if device.type == "cuda" and device.index is None:
+                    device = pick_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+            quiet = arguments.quiet or (group is not None and not group.first)
+            with progress_bar(total, quiet, label) as advance:
+                outcome = running.analyze(
+                    plan,
+                    arguments.out,
+                    command=arguments.command,
+                    device=device,
+                    overwrite=arguments.overwrite,
+                    progress=advance,
+                    shard=shard,
+                    group=group,
+                )
+        except (ValueError, BackendUnavailable, OSError) as error:
+            if group:
+                group.fail(error)
+            return explain(error, arguments.out)
+        if outcome.summary is not None:
+            return end(outcome, arguments)
+        if group:
+            return COMPLETE  # what rank 0 returns is the analysis' exit code; this process has done its own
+        return end_shard(outcome, plan, arguments)
+
+
+def make_plan(arguments: argparse.Namespace) -> Plan:
+    """Raises ValueError where options or checkpoints are bad."""
+    from ..analysis import plan as planning
     from ..checkpoint import Checkpoint
     from ..ops.update_scan import MAX_RULES, Rule
 
-    try:
-        import pyarrow  # noqa: F401  # checked before hours of work, not after
-    except ModuleNotFoundError:
-        return fail("analysis writes parquet files; pip install 'offprin-kernels[analysis]'")
-    if arguments.out is None and not arguments.dry_run:
-        return fail("--out DIR is needed: where should the results go?")
-    if arguments.figures and (why := can_draw()):
-        return fail(f"--figures: {why}")
-    if arguments.figures and arguments.no_report:
-        return fail("--figures draws what the report shows; leave out --no-report")
-    try:
-        first = Rule.parse(arguments.rule, arguments.threshold)
-        rules = tuple(dict.fromkeys([first, *map(parse_rule, arguments.also)]))
-        if len(rules) > MAX_RULES:
-            return fail(f"--also: at most {MAX_RULES - 1} rules beside --rule, got {len(rules) - 1}")
-        shard = Shard.parse(arguments.shard) if arguments.shard else None
-        device = pick_device(arguments.device)
-        options = planning.Options(
-            rules,
-            tuple(arguments.include),
-            tuple(arguments.exclude),
-            arguments.save_masks,
-            metrics=tuple(dict.fromkeys(m for m in arguments.metrics.split(",") if m not in ("", "update"))),
-            k=arguments.k,
-            alpha=arguments.alpha,
-            tol_degrees=arguments.tol_degrees,
-            nss=arguments.nss,
-        )
-        base = Checkpoint.open(arguments.base, io=arguments.io, download=arguments.download)
-        tuned = [
-            Checkpoint.open(source, io=arguments.io, download=arguments.download, base=base)
-            for source in arguments.tuned
-        ]
-        plan = planning.make_plan(base, tuned, options, arguments.names)
-        if arguments.dry_run:
-            forecast = report.forecast(plan, arguments.bandwidth, arguments.gemm_rate, arguments.ranks)
-            found = report.plan_dict(plan) | forecast
-            print(json.dumps(found, indent=1) if arguments.json else report.render_plan(plan, forecast))
-            return COMPLETE if plan.complete else PARTIAL
-        group = Group.from_environment()
-        if group and device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        quiet = arguments.quiet or (group is not None and not group.first)
-        with progress_bar(plan.nbytes, quiet) as advance:
-            outcome = running.analyze(
-                plan,
-                arguments.out,
-                command=arguments.command,
-                device=device,
-                overwrite=arguments.overwrite,
-                progress=advance,
-                shard=shard,
-                group=group,
-            )
-    except (ValueError, BackendUnavailable) as error:
-        # CheckpointError, OutputError and bad options are ValueErrors with one clear sentence
-        return fail(str(error))
-    except OSError as error:
+    first = Rule.parse(arguments.rule, arguments.threshold)
+    rules = tuple(dict.fromkeys([first, *map(parse_rule, arguments.also)]))
+    if len(rules) > MAX_RULES:
+        raise ValueError(f"--also: at most {MAX_RULES - 1} rules beside --rule, got {len(rules) - 1}")
+    options = planning.Options(
+        rules,
+        tuple(arguments.include),
+        tuple(arguments.exclude),
+        arguments.save_masks,
+        metrics=tuple(dict.fromkeys(m for m in arguments.metrics.split(",") if m not in ("", "update"))),
+        k=arguments.k,
+        alpha=arguments.alpha,
+        tol_degrees=arguments.tol_degrees,
+        nss=arguments.nss,
+    )
+    base = Checkpoint.open(arguments.base, io=arguments.io, download=arguments.download)
+    tuned = [
+        Checkpoint.open(source, io=arguments.io, download=arguments.download, base=base) for source in arguments.tuned
+    ]
+    return planning.make_plan(base, tuned, options, arguments.names)
+
+
+def show_plan(plan: Plan, arguments: argparse.Namespace) -> int:
+    from ..analysis import report
+
+    forecast = report.forecast(plan, arguments.bandwidth, arguments.gemm_rate, arguments.ranks)
+    found = report.plan_dict(plan) | forecast
+    print(json.dumps(found, indent=1) if arguments.json else report.render_plan(plan, forecast))
+    return COMPLETE if plan.complete else PARTIAL
+
+
+def end_shard(outcome: Outcome, plan: Plan, arguments: argparse.Namespace) -> int:
+    """What a shard says that does not finish the analysis."""
+    missing, parts = outcome.missing_parts, len(plan.parts)
+    if arguments.json:
+        told = {"finished": False, "shard": arguments.shard, "parts": parts, "missing_parts": missing}
+        print(json.dumps({**told, "directory": str(outcome.root)}, indent=1))
+    elif missing:
         print(
-            f"offprin: error: {error.strerror or error} ({error.filename or arguments.out}); finished parts are kept: "
-            "free space or fix the path, and the same command continues",
-            file=sys.stderr,
+            f"shard {arguments.shard} is done; {missing} of {parts} parts are missing: "
+            f"when all shards are done, offprin merge {outcome.root}"
         )
-        return PARTIAL
-    if outcome.summary is None:
-        if outcome.missing_parts:
-            print(
-                f"shard {arguments.shard} is done; {outcome.missing_parts} of {len(plan.parts)} parts are missing: "
-                f"when all shards are done, offprin merge {outcome.root}"
-            )
-        elif group is None:
-            print(f"shard {arguments.shard} is done, the others are at work: offprin merge {outcome.root} finishes")
-        return COMPLETE if plan.complete else PARTIAL
-    if not arguments.no_report:
-        make_page(outcome.root, figures=arguments.figures)
-    print(json.dumps(outcome.summary, indent=1) if arguments.json else report.render(outcome.summary, outcome.root))
-    return COMPLETE if outcome.complete else PARTIAL
+    else:
+        print(f"shard {arguments.shard} is done, the others are at work: offprin merge {outcome.root} finishes")
+    return COMPLETE if plan.complete else PARTIAL

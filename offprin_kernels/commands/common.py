@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from ..analysis import Outcome
     from ..ops.update_scan import Rule
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -23,6 +25,21 @@ COMPLETE, BAD_INPUT, PARTIAL = 0, 2, 3
 def fail(sentence: str) -> int:
     print(f"offprin: error: {sentence}", file=sys.stderr)
     return BAD_INPUT
+
+
+def explain(error: Exception, out: Path | None) -> int:
+    """One sentence for an error that an analysis may meet, and its exit code."""
+    if isinstance(error, BrokenPipeError):  # no one reads our output
+        raise error
+    if not isinstance(error, OSError):
+        # CheckpointError, OutputError and bad options are ValueErrors with one clear sentence
+        return fail(str(error))
+    print(
+        f"offprin: error: {error.strerror or error} ({error.filename or out}); finished parts are kept: "
+        "free space or fix the path, and the same command continues",
+        file=sys.stderr,
+    )
+    return PARTIAL
 
 
 def interrupted(sentence: str) -> int:
@@ -60,7 +77,7 @@ def pick_device(name: str) -> torch.device:
 
 
 @contextlib.contextmanager
-def progress_bar(total: int, quiet: bool) -> Iterator[Callable[[int], None] | None]:
+def progress_bar(total: int, quiet: bool, label: str = "weights") -> Iterator[Callable[[int], None] | None]:
     """Bytes of weights on stderr, with bytes per second; every ten seconds where stderr is no terminal."""
     if quiet:
         yield None
@@ -72,18 +89,44 @@ def progress_bar(total: int, quiet: bool) -> Iterator[Callable[[int], None] | No
         yield None
         return
     interval = 0.1 if sys.stderr.isatty() else 10.0
-    with tqdm(total=total, unit="B", unit_scale=True, desc="weights", file=sys.stderr, mininterval=interval) as bar:
+    with tqdm(total=total, unit="B", unit_scale=True, desc=label, file=sys.stderr, mininterval=interval) as bar:
         yield bar.update
 
 
+def hindrance(arguments: argparse.Namespace) -> str | None:
+    """Why the results asked for cannot be written, or None; asked before hours of work, not after."""
+    try:
+        import pyarrow  # noqa: F401
+    except ModuleNotFoundError:
+        return "analysis writes parquet files; pip install 'offprin-kernels[analysis]'"
+    if arguments.figures and arguments.no_report:
+        return "--figures draws what the report shows; leave out --no-report"
+    if arguments.figures and (why := can_draw()):
+        return f"--figures: {why}"
+    return None
+
+
 def can_draw() -> str | None:
-    """Why figures cannot be drawn, or None; asked before hours of work, not after."""
+    """Why figures cannot be drawn, or None."""
     try:
         import matplotlib  # noqa: F401
         import plotly  # noqa: F401
     except ModuleNotFoundError:
         return "figures need plotly and matplotlib; pip install 'offprin-kernels[report]'"
     return None
+
+
+def end(outcome: Outcome, arguments: argparse.Namespace) -> int:
+    """The page and the figures of a finished analysis, its numbers on the terminal, and the exit code."""
+    from ..analysis import report
+
+    assert outcome.summary is not None
+    for rank in outcome.silent_ranks:
+        print(f"offprin: rank {rank} fell silent; rank 0 made its parts", file=sys.stderr)
+    if not arguments.no_report:
+        make_page(outcome.root, figures=arguments.figures)
+    print(json.dumps(outcome.summary, indent=1) if arguments.json else report.render(outcome.summary, outcome.root))
+    return COMPLETE if outcome.complete else PARTIAL
 
 
 def make_page(root: Path, *, figures: bool) -> None:

@@ -62,7 +62,7 @@ def principal_angles(
         second = tuned
     else:
         second = topk_svd(tuned, k, tol_degrees=tol_degrees, warm_start=first, seed=seed)
-    resolution = float(first.error_degrees) + float(second.error_degrees)
+    resolution = min(90.0, float(first.error_degrees) + float(second.error_degrees))
     left, right = angles_between(first.U.mT, second.U.mT), angles_between(first.Vh, second.Vh)
 
     def known(angles: torch.Tensor) -> torch.Tensor:

@@ -114,9 +114,9 @@ class Shift:
     nss: float  # ||s(W+) - s(W0)||_2 / ||s(W0)||_2
     exact: bool  # False for the first-order value from the base's factors
     error: float  # bound on the rounding error of an exact nss; NaN for a first-order one
-    mirsky: float  # ||D||_F / ||W0||_F, which nss cannot exceed
-    isotropic: float  # of a Gaussian update of the same norm: mirsky / sqrt(max(m, n))
-    tuned: torch.Tensor  # fp64 [min(m, n)]: singular values after training
+    mirsky: float  # ||D||_F over the norm of the base's values counted, which nss cannot exceed
+    isotropic: float  # of a small Gaussian update of the same norm, to first order; see nulls.isotropic_shift
+    tuned: Spectrum | None  # after training; None from first-order values
 
 
 def normalized_spectral_shift(
@@ -155,11 +155,12 @@ def normalized_spectral_shift(
     if update is None:
         update = tuned.float() - weight.float()
     exact = not isinstance(base, BaseSpectrum)
+    second: Spectrum | None = None
     moved = norm_of(update)
     if isinstance(base, (Spectrum, BaseSpectrum)) and not moved:
         # the same weight: rounding of another solver is no shift
         before = after = base.values
-        error = 0.0
+        error, second = 0.0, base if isinstance(base, Spectrum) else None
     elif isinstance(base, BaseSpectrum):
         before = base.values
         after = first_order(base, update)
@@ -171,14 +172,14 @@ def normalized_spectral_shift(
         noise = (first.error + second.error)[:k].norm() / before[:k].norm()
         error = float(noise)
     norm = before[:k].norm()
-    mirsky = float(moved / before.norm())
+    mirsky = float(moved / norm)
     return Shift(
         nss=float((after[:k] - before[:k]).norm() / norm),
         exact=exact,
         error=error,
         mirsky=mirsky,
-        isotropic=mirsky / math.sqrt(max(weight.shape)),
-        tuned=after,
+        isotropic=mirsky * math.sqrt((k or size) / weight.numel()),
+        tuned=second,
     )
 
 
@@ -189,7 +190,6 @@ class TopShift:
     nss: float  # NSS_k = ||s_k(W+) - s_k(W0)||_2 / ||s_k(W0)||_2
     error: float  # bound on its error
     mirsky: float  # ||D||_F / ||s_k(W0)||_2, which it cannot exceed
-    isotropic: float  # of a Gaussian update of the same norm, to first order: mirsky sqrt(k / (m n))
 
 
 def top_shift(base: TopK, tuned: TopK, update_norm: float) -> TopShift:
@@ -207,16 +207,14 @@ def top_shift(base: TopK, tuned: TopK, update_norm: float) -> TopShift:
     before, after = base.S.double(), tuned.S.double()
     norm = float(before.norm())
     if not norm:
-        return TopShift(*[math.nan] * 4)
-    low = sum((1 - math.cos(math.radians(float(factors.error_degrees)))) for factors in (base, tuned))
-    mirsky = update_norm / norm
-    cells = base.U.shape[-2] * base.Vh.shape[-1]
-    return TopShift(
-        nss=float((after - before).norm()) / norm,
-        error=(low + 2 * torch.finfo(torch.float32).eps) * max(1.0, float(after.norm()) / norm),
-        mirsky=mirsky,
-        isotropic=mirsky * math.sqrt(base.k / cells),
-    )
+        return TopShift(*[math.nan] * 3)
+    error = lacking(base) + lacking(tuned) * float(after.norm()) / norm
+    return TopShift(float((after - before).norm()) / norm, error, update_norm / norm)
+
+
+def lacking(factors: TopK) -> float:
+    """How much less than the true singular values those of the factors may be, as a share of each."""
+    return 1 - math.cos(math.radians(float(factors.error_degrees))) + torch.finfo(torch.float32).eps
 
 
 def estimated_values(factors: TopK, norm: float) -> torch.Tensor:

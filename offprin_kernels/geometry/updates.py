@@ -11,7 +11,7 @@ from ..ops.subspace import TopK
 from ..ops.subspace.blocks import off, orthonormalize
 from ..ops.subspace.operand import Operand
 from .angles import Angles, angles_between
-from .spectra import norm_of
+from .spectra import Spectrum, lacking, norm_of
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,16 @@ class Bounds:
 
     update_norm: float  # ||D||_F
     update_spectral_norm: float  # ||D||_2
-    mirsky: float  # NSS_k and NSS cannot exceed ||D||_F / ||W0||_F
-    observed_nss_k: float  # over the top k, relative to the norm of the base's top k
+    mirsky: float  # NSS over all values cannot exceed ||D||_F / ||W0||_F
+    observed_nss_k: float  # over the top k, relative to their norm; see top_shift for its own bound
     weyl: float  # no singular value moves by more than ||D||_2
     observed_shift: float  # largest move among the top k
     wedin_degrees: float  # asin(||D||_2 / (gap - ||D||_2)); 90 where that says nothing
-    observed_degrees: float  # largest angle, left or right
+    observed_degrees: float  # largest angle, left or right; NaN where it is below resolution
     resolution_degrees: float  # angles below it are not resolved
     ky_fan: float  # the sum of the top k cannot move by more than k ||D||_2
     observed_ky_fan: float
+    shift_error: float  # how far a single shift may be off: of exact values rounding, of factors what they may lack
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ def bounds(
     tuned_factors: TopK | Angles,
     base: torch.Tensor,
     tuned: torch.Tensor | Sketch,
+    spectra: tuple[Spectrum, Spectrum] | None = None,
 ) -> Bounds:
     """Mirsky, Weyl, Wedin and Ky Fan bounds of an update beside the observations, for the top k.
 
@@ -137,25 +139,28 @@ def bounds(
         tuned_factors: of the tuned weight with equal k; or their angles, where they are known already.
         base: ``[m, n]``.
         tuned: ``[m, n]``; or the sketch of the update.
+        spectra: of base and tuned weight, where they are known: their values take the place of the factors'.
 
     Sources: arXiv 2511.08567, section 3.2 and appendix; Stewart and Sun, Matrix Perturbation Theory (1990).
     """
     check_update(base_factors, base)
     if isinstance(tuned_factors, Angles):
-        largest_angle = max(angle or 0.0 for angle in (tuned_factors.max_left, tuned_factors.max_right))
-        tuned_factors = tuned_factors.tuned
+        known = [angle for angle in (tuned_factors.max_left, tuned_factors.max_right) if angle is not None]
+        largest_angle, tuned_factors = max(known, default=math.nan), tuned_factors.tuned
     else:
-        largest_angle = math.nan
-    if base_factors.k != tuned_factors.k:
-        raise ValueError(f"the factors have different k: {base_factors.k} and {tuned_factors.k}")
-    if math.isnan(largest_angle):
         sides = ((base_factors.U.mT, tuned_factors.U.mT), (base_factors.Vh, tuned_factors.Vh))
         largest_angle = max(float(angles_between(a, b)[0]) for a, b in sides)
+    if base_factors.k != tuned_factors.k:
+        raise ValueError(f"the factors have different k: {base_factors.k} and {tuned_factors.k}")
     if isinstance(tuned, torch.Tensor):
         check_update(tuned_factors, tuned)
         tuned = update_sketch(tuned.float() - base.float(), base_factors.k)
     norm, largest, k = tuned.norm, tuned.spectral_norm, base_factors.k
     before, after = base_factors.S.double(), tuned_factors.S.double()
+    error = sum(lacking(factors) * float(factors.S[0]) for factors in (base_factors, tuned_factors))
+    if spectra:
+        before, after = (found.values[:k] for found in spectra)
+        error = sum(float(found.error[:k].max()) for found in spectra)
     shift = (after - before).abs()
     room = float(base_factors.gap) - largest
     wedin = math.degrees(math.asin(largest / room)) if room > largest else 90.0
@@ -169,7 +174,8 @@ def bounds(
         observed_shift=float(shift.max()),
         wedin_degrees=wedin,
         observed_degrees=largest_angle,
-        resolution_degrees=float(base_factors.error_degrees) + float(tuned_factors.error_degrees),
+        resolution_degrees=min(90.0, float(base_factors.error_degrees) + float(tuned_factors.error_degrees)),
         ky_fan=k * largest,
         observed_ky_fan=abs(float(after.sum() - before.sum())),
+        shift_error=error,
     )

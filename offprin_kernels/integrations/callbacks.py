@@ -68,11 +68,7 @@ class UpdateWatchCallback(Logged):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.global_step and self.options.get("base") is None:
-            raise ValueError(
-                f"the run resumes at step {state.global_step}, so its weights are not the base any more; "
-                "pass base=, the checkpoint that training began from"
-            )
+        check_base(state, self.options.get("base"))
         self.watch, self.measured = None, {}
         model: torch.nn.Module = kwargs["model"]
         if state.is_world_process_zero or any(is_sharded(param) for param in model.parameters()):
@@ -100,21 +96,26 @@ class UpdateLogger(Logged):
     Args:
         energies: parameter names to log energies of; each keeps a copy of the base weight. k: of their subspaces.
         tol_degrees: to which those subspaces are certified.
+        base: as of :class:`UpdateWatch`, where energies are asked of a run that is resumed.
 
-    Raises KeyError, when training begins, for a name that the model does not have.
+    Raises, when training begins, KeyError for a name that the model does not have, and ValueError for energies of a run
+    that is resumed without ``base``: its weights are not those that training began from.
     """
 
-    def __init__(self, energies: tuple[str, ...] | list[str] = (), k: int = 32, tol_degrees: float = 0.05) -> None:
-        self.energies, self.k, self.tol_degrees = tuple(energies), k, tol_degrees
+    def __init__(
+        self, energies: tuple[str, ...] | list[str] = (), k: int = 32, tol_degrees: float = 0.05, base: Any = None
+    ) -> None:
+        self.energies, self.k, self.tol_degrees, self.base = tuple(energies), k, tol_degrees, base
         self.watch: UpdateWatch | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self.energies:
+            check_base(state, self.base)
             self.watch = UpdateWatch(
                 kwargs["model"], include=self.energies, energies=self.energies, k=self.k,
-                tol_degrees=self.tol_degrees, keep="device", exact=True,
+                tol_degrees=self.tol_degrees, keep="device", exact=True, base=self.base,
             )  # fmt: skip
 
     def found(self, **kwargs: Any) -> dict[str, float]:
@@ -128,6 +129,14 @@ class UpdateLogger(Logged):
         if self.watch is not None:
             found |= layer_energies(self.watch.tensors())
         return found
+
+
+def check_base(state: TrainerState, base: Any) -> None:
+    if state.global_step and base is None:
+        raise ValueError(
+            f"the run resumes at step {state.global_step}, so its weights are not the base any more; "
+            "pass base=, the checkpoint that training began from"
+        )
 
 
 def unwrapped(optimizer: Any) -> MaskedAdamW | None:

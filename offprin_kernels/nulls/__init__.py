@@ -2,7 +2,8 @@
 
 * :mod:`.agreement`: masks that keep their counts, by exponent or by row and column.
 * :mod:`.rounding`: masks of a Gaussian update of the same norm, seen through bf16 rounding.
-* :mod:`.spectral`: angles and energy shares of a Gaussian update of the same norm.
+* :mod:`.shares`: its energy in principal subspaces, as it is and rounded.
+* :mod:`.spectral`: the angles and the spectral shift that it causes.
 """
 
 from .agreement import (
@@ -21,26 +22,34 @@ from .rounding import (
     isotropic_inside,
     isotropic_sigma,
     rounding_energy,
+    rounding_kurtosis,
     rounding_visibility,
 )
-from .spectral import ShareNull, energy_null, isotropic_angles
+from .shares import SIDES, ShareNull, energy_null, rounded_energy_nulls
+from .spectral import Band, isotropic_angles, isotropic_band, isotropic_shift
 
 __all__ = [
     "Agreement",
+    "Band",
     "Inside",
     "IntersectionNull",
     "MarginNull",
+    "SIDES",
     "ShareNull",
     "bernoulli_jaccard",
     "energy_null",
     "independent_votes",
     "isotropic_agreement",
     "isotropic_angles",
+    "isotropic_band",
     "isotropic_changed",
     "isotropic_inside",
+    "isotropic_shift",
     "isotropic_sigma",
     "margin_null",
+    "rounded_energy_nulls",
     "rounding_energy",
+    "rounding_kurtosis",
     "rounding_visibility",
     "stratified_intersection",
 ]

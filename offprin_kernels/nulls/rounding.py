@@ -61,6 +61,21 @@ def rounding_energy(sigma: float) -> np.ndarray:
     return found
 
 
+def rounding_kurtosis(sigma: float) -> np.ndarray:
+    """E[(bf16(w + d) - w)^4] of noise d ~ N(0, sigma^2), float64 ``[256]``; as :func:`rounding_energy`."""
+    found = np.zeros(FIELDS)
+    if sigma > 0:
+        step = np.stack([UP[:-1], UP[np.maximum(np.arange(FIELDS - 1) - 1, 0)]])
+        ratio = step / sigma
+        # in units of sigma, or powers of small spacings would vanish: j^4 - (j - 1)^4 = 4 j^3 - 6 j^2 + 4 j - 1
+        odd = 4 * STEPS**3 - 6 * STEPS**2 + 4 * STEPS - 1
+        near = 2 * (odd * tails((STEPS - 0.5) * np.maximum(ratio, 1.0))).sum(0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            lattice = np.where(near > 0, near * ratio**4, 0.0)
+        found[:-1] = over_mantissas(*np.where(ratio > 1, lattice, 3 + ratio**2 / 2 + ratio**4 / 80)) * sigma**4
+    return found
+
+
 def energy_of(fields: np.ndarray, sigma: float) -> np.ndarray:
     """:func:`rounding_energy` of these exponent fields only."""
     # above, and below mantissa 0, where the next smaller number lies a binade down

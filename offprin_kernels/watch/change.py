@@ -32,6 +32,7 @@ class TensorChange:
     energy: Energy | None  # shares are 0 where D is; None where they were not asked for
     basis_degrees: float | None  # bound on the angle between the subspaces used and the true ones
     exponents: np.ndarray  # int64 [256]: coordinates of the base by the exponent field of their bf16 value
+    rounded: bool  # the parameter is stored as bf16
 
     @property
     def total(self) -> int:
@@ -57,8 +58,10 @@ class TensorChange:
     def expected_changed(self) -> float:
         """Changed coordinates of an isotropic Gaussian update of the same norm, rounded to bf16 (nulls.rounding).
 
-        Computed when asked for, in about 0.1 s: for tables, not for every step.
+        NaN for parameters that are not stored as bf16: they lie anywhere between its values, and not on them.
         """
+        if not self.rounded:
+            return math.nan
         return float(isotropic_changed(self.exponents, self.update_norm).sum())
 
 

@@ -134,6 +134,7 @@ def change(watched: Watched, sums: torch.Tensor, largest: torch.Tensor) -> Tenso
         energy=energy,
         basis_degrees=watched.factors.degrees if watched.factors is not None else None,
         exponents=watched.exponents,
+        rounded=watched.rounded,
     )
 
 

@@ -47,6 +47,7 @@ class Watched:
     linear: bool
     spread: Spread | None
     source: Source
+    rounded: bool = False  # stored as bf16: what a null of rounding is about
     factors: Factors | None = None
     exponents: np.ndarray | None = None  # int64 [256], over all processes; known after the first measurement
 

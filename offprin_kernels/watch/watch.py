@@ -78,7 +78,7 @@ class UpdateWatch:
         self.watched = [
             Watched(
                 name, tuple(param.shape), tuple(local_tensor(param).shape), is_linear(name, param.shape),
-                spreads[name], found[name],
+                spreads[name], found[name], rounded=param.dtype == torch.bfloat16,
             )
             for name, param in params.items()
         ]  # fmt: skip

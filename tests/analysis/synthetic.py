@@ -29,6 +29,11 @@ RUNS = {
     "ppo": (1.6e-3, 0.28),
     "sft": (2e-2, 0.93),
 }
+# as a sweep names them: long, and different in the middle
+MANY = {
+    f"org/qwen3-8b-grpo-lr1e-6-seed{i}-step320-of-a-sweep": (1e-3 * (1 + 0.05 * i), 0.2 + 0.01 * i) for i in range(14)
+}
+ALL_RUNS = RUNS | MANY
 
 
 def write(root: Path, layers: int = 80, runs: tuple[str, ...] = tuple(RUNS), seed: int = 0) -> Path:
@@ -68,7 +73,7 @@ def place(unit: tuple) -> dict:
 
 
 def tensor(run: str, unit: tuple, rng) -> dict:
-    relative, share = RUNS[run]
+    relative, share = ALL_RUNS[run]
     found, shape = place(unit), unit[3]
     wave = 0.02 * math.sin((unit[1] or 0) / 9)
     changed = round(found["total"] * min(0.98, share + wave + rng.normal(0, 0.004)))
@@ -88,7 +93,7 @@ def tensor(run: str, unit: tuple, rng) -> dict:
 
 def pair(a: str, b: str, unit: tuple, rng) -> dict:
     found = place(unit)
-    n, p, q = found["total"], RUNS[a][1], RUNS[b][1]
+    n, p, q = found["total"], ALL_RUNS[a][1], ALL_RUNS[b][1]
     changed_a, changed_b = round(n * p), round(n * q)
     uniform = n * p * q
     exponent = uniform + 0.55 * (min(changed_a, changed_b) - uniform)
@@ -114,7 +119,7 @@ def pair(a: str, b: str, unit: tuple, rng) -> dict:
 def stripes(run: str, unit: tuple, rng) -> list[dict]:
     """Every fourth head, and a few columns that all runs share, change more than the rest."""
     rows, columns = unit[3]
-    density = RUNS[run][1]
+    density = ALL_RUNS[run][1]
     by_head = np.where(np.arange(rows) // HEAD % 4 == 1, 1.06, 0.98)
     by_column = 1 + 0.15 * np.cos(np.arange(columns) / 37 + (unit[1] or 0)) ** 8
     found = []
@@ -125,7 +130,7 @@ def stripes(run: str, unit: tuple, rng) -> list[dict]:
 
 
 def matrix(run: str, unit: tuple, rng) -> dict:
-    relative, share = RUNS[run]
+    relative, share = ALL_RUNS[run]
     rows, columns = unit[3]
     n, side, left = rows * columns, max(rows, columns), relative * 900 * math.exp(rng.normal(0, 0.1))
     spectral = relative * 1.2
@@ -138,12 +143,16 @@ def matrix(run: str, unit: tuple, rng) -> dict:
         "nss_error": 1e-8, "nss_mirsky": relative, "nss_isotropic": relative / math.sqrt(side),
         "nss_k": relative * 0.04, "largest_shift": spectral * 0.4, "update_spectral_norm": spectral,
         "stable_rank_base": 30.0, "stable_rank_update": 12.0, "stable_rank_tuned": 30.0, "ky_fan": K * spectral,
-        "ky_fan_shift": 9 * spectral, "update_top_energy": 0.6, "left_degrees_isotropic": min(70.0, 1.4 * left),
-        "right_degrees_isotropic": min(70.0, 1.4 * left), "changed": round(n * share),
+        "ky_fan_shift": 9 * spectral, "update_top_energy": 0.6, "nss_k_isotropic": relative / 50,
+        "nss_k_error": 1e-8, "nss_k_mirsky": 2 * relative, "changed": round(n * share),
     }  # fmt: skip
+    for side in ("left", "right"):
+        for end, factor in (("", 1.4), ("_low", 1.25), ("_high", 1.6)):
+            row[f"{side}_degrees_isotropic{end}"] = min(70.0, factor * left)
     for name, null, factor in (("left", K / rows, 0.8), ("right", K / columns, 1.3), ("both", K * K / n, 1.1)):
         value = null * factor * math.exp(rng.normal(0, 0.05))
-        row |= {f"energy_{name}": value, f"energy_{name}_isotropic": null, f"energy_{name}_z": (factor - 1) * 200}
+        row |= {f"energy_{name}": value, f"energy_{name}_isotropic": null, f"energy_{name}_rounded": 0.99 * null,
+                f"energy_{name}_z": (factor - 1) * 200}  # fmt: skip
     for kind, density, factor in (("principal", 0.5, 0.94), ("low", 0.5, 1.08), ("safe", 0.74, 1.04)):
         uniform, exponent, observed = (row["changed"] * density * f for f in (1.0, factor, factor * 0.999))
         sd = math.sqrt(row["changed"]) / 3
@@ -158,7 +167,7 @@ def matrix(run: str, unit: tuple, rng) -> dict:
 
 
 def curve(run: str, unit: tuple, rng) -> dict:
-    relative, _ = RUNS[run]
+    relative, _ = ALL_RUNS[run]
     index = np.arange(1, K + 1)
     base = 6.0 * index**-0.35
     angles = np.minimum(80.0, relative * 900 / index**1.1 * np.exp(rng.normal(0, 0.03, K)))
@@ -167,7 +176,9 @@ def curve(run: str, unit: tuple, rng) -> dict:
     null = np.minimum(70.0, relative * 1200 / index)
     return {
         "run": run, "name": unit[0], "layer": unit[1], "kind": unit[2], "k": K, "resolution_degrees": RESOLUTION,
-        "left": seen, "right": seen, "left_isotropic": null.tolist(), "right_isotropic": null.tolist(),
+        "left": seen, "right": seen, 
+        **{f"{side}_isotropic{end}": (factor * null).tolist() for side in ("left", "right")
+           for end, factor in (("", 1.0), ("_low", 0.9), ("_high", 1.15))},
         "values_base": base.tolist(),
         "values_tuned": np.sort(base + relative * rng.normal(0.2, 0.3, K))[::-1].tolist(),
     }  # fmt: skip

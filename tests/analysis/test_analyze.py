@@ -157,11 +157,11 @@ def test_killed_process_resumes(pair, tmp_path) -> None:
         "from offprin_kernels.analysis import plan, run, store\n"
         "from offprin_kernels.cli import main\n"
         "plan.PART_BYTES = 20_000\n"
-        "real = store.Store.write_part\n"
-        "def write_part(self, partial, index, tables):\n"
+        "real = store.Parts.write\n"
+        "def write(self, partial, index, tables):\n"
         "    real(self, partial, index, tables)\n"
         "    if index == 1 and '--die' in sys.argv: os.kill(os.getpid(), 9)\n"
-        "store.Store.write_part = write_part\n"
+        "store.Parts.write = write\n"
         "sys.exit(main([a for a in sys.argv[1:] if a != '--die']))\n"
     )
     arguments = [sys.executable, "-c", script, "analyze", *paths, "--out", str(tmp_path / "out"), "--quiet"]

@@ -12,9 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from offprin_kernels.analysis.html import words as in_words
 from offprin_kernels.analysis.html import write_report
-from offprin_kernels.analysis.tables import Tables
 from offprin_kernels.cli import main
 from offprin_kernels.output import OutputError
 
@@ -167,76 +165,30 @@ def test_partial_and_not_finite(pair, tmp_path) -> None:
     assert "model.layers.1.self_attn.q_proj.weight" in text
 
 
-# ---- what the words may say
+def test_page_of_many_runs(tmp_path) -> None:
+    """Fourteen long names that differ in the middle: told apart everywhere, and no sentence lists them all."""
+    root = synthetic.write(tmp_path / "many", layers=1, runs=tuple(synthetic.MANY))
+    text = write_report(root).read_text()
+    page, names = Page(text), list(synthetic.MANY)
+    assert "<h1>14 runs against their base</h1>" in text and "<title>14 runs against" in text
+    assert len(page.all("details", **{"class": "words print"})) == 14
+    assert "Names of the runs as figures shorten them" in text
+    for plot in page.all("div", role="img"):
+        assert len(plot["aria-label"]) < 700 and not any(name in plot["aria-label"] for name in names)
+        legend = json.loads(re.search(rf'id="data-{plot["id"]}">(.*?)</script>', text)[1])["data"]
+        assert not any(trace.get("name") in names for trace in legend)
+    assert text.count(f'<th scope="col" class="run">{names[0]}</th>') == 1
+    assert text.count('<table class="wide">') == 3
+    assert "The first 12 of 14 runs that changed anything are shown." in text
 
 
-def said(tables: Tables) -> tuple[str, dict[str, dict[str, in_words.Finding]]]:
-    short, found = in_words.summary(tables)
-    return " ".join(short), {run: {f.topic: f for f in findings} for run, findings in found.items()}
-
-
-def changed_rows(root: Path, table: str, **columns) -> Path:
-    """The table with these columns replaced, or left out where the value is None."""
-    import pyarrow.parquet as pq
-
-    rows = pq.read_table(root / f"{table}.parquet").to_pylist()
-    for row in rows:
-        for name, value in columns.items():
-            if value is None:
-                del row[name]
-            else:
-                row[name] = value(row)
-    synthetic.table(root, table, rows)
-    return root
-
-
-@pytest.fixture
-def small(tmp_path):
-    return synthetic.write(tmp_path / "small", layers=2, runs=("dapo", "grpo"))
-
-
-def test_words_of_clear_differences(small) -> None:
-    short, found = said(Tables(small))
-    verdicts = {topic: finding.verdict for topic, finding in found["dapo"].items()}
-    assert verdicts[in_words.ISOTROPIC] == "fewer" and verdicts[in_words.ENERGY] == "more than isotropic"
-    assert verdicts[in_words.ANGLES] == "smaller" and verdicts[in_words.SPECTRUM] == "larger"
-    assert "fewer (both runs)" in short and "beyond what the exponents of the base bring" in short
-
-
-def test_no_claim_without_a_null(small) -> None:
-    changed_rows(small, "tensors", changed_isotropic=None)
-    changed_rows(small, "geometry", energy_both_z=None, left_degrees_isotropic=None, right_degrees_isotropic=None)
-    _, found = said(Tables(small))
-    texts = {topic: finding.text for topic, finding in found["dapo"].items()}
-    assert "was not measured" in texts[in_words.ISOTROPIC] and "no verdict" in texts[in_words.ENERGY]
-    assert "neither large nor small" in texts[in_words.ANGLES]
-
-
-def test_no_claim_below_resolution(small) -> None:
-    none = dict.fromkeys(("left_degrees", "right_degrees"), lambda row: float("nan"))
-    changed_rows(small, "geometry", **none, nss_error=lambda row: 1.0)
-    _, found = said(Tables(small))
-    assert found["dapo"][in_words.ANGLES].verdict == "below resolution"
-    assert found["dapo"][in_words.SPECTRUM].verdict == "below its error"
-
-
-def test_agreement_that_isotropic_updates_have_too(small) -> None:
-    for name in ("intersection", "union"):
-        changed_rows(small, "pairs", **{f"{name}_isotropic": lambda row, name=name: float(row[name])})
-    short, _ = said(Tables(small))
-    assert "But isotropic updates of the same norms agree as much in that pair." in short
-    changed_rows(small, "pairs", intersection_isotropic=None)
-    assert "was not measured" in said(Tables(small))[0]
-
-
-def test_small_z_is_called_small(small) -> None:
-    changed_rows(small, "pairs", intersection=lambda row: round(row["intersection_exponent"]))
-    changed_rows(small, "geometry", principal_changed=lambda row: round(row["principal_expected_exponent"]))
-    changed_rows(small, "tensors", changed_isotropic=lambda row: float(row["changed"]))
-    short, found = said(Tables(small))
-    assert "z is small" in found["dapo"][in_words.PRINCIPAL].text
-    assert found["dapo"][in_words.ISOTROPIC].verdict == "about as many"
-    assert "not to be told from what the exponents of the base bring: z is small" in short
+def test_headings_name_another_rule(pair, tmp_path) -> None:
+    rule = ("--rule", "atol", "--threshold", "1e-3")
+    assert offprin(*pair[2], "--out", tmp_path / "out", *rule, "--also", "bitwise") == 0
+    text = write_report(tmp_path / "out").read_text()
+    assert text.count(", rule atol(0.001)</h2>") == 4 and "<h3>Sparsity by layer, rule atol(0.001)</h3>" in text
+    assert "<b>Changed, rule atol(0.001)</b>" in text and "that did not change under the rule atol(0.001)" in text
+    assert "isibly changed" not in text and "bf16 value did not change" not in text
 
 
 # ---- the command
@@ -413,6 +365,9 @@ def test_hovering_legends_and_the_table(browser, large) -> None:
     plot = "document.getElementById('sparsity-by-layer')"
     browser.evaluate(f"Plotly.Fx.hover({plot}, [{{curveNumber: 0, pointNumber: 3}}])")
     assert "dapo, layer 3" in browser.evaluate(f"{plot}.querySelector('.hoverlayer').textContent")
+    strips = "document.getElementById('stripes-layer-0')"
+    browser.evaluate(f"Plotly.Fx.hover({strips}, {{xval: 100, yval: 1}}, 'xy')")
+    assert "grpo, around" in browser.evaluate(f"{strips}.querySelector('.hoverlayer').textContent")
     button = f"{plot}.closest('figure').querySelector('.legend button')"
     browser.evaluate(f"{button}.click()")
     assert browser.evaluate(f"{button}.getAttribute('aria-pressed')") == "false"

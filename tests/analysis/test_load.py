@@ -31,13 +31,26 @@ def test_tables_and_summary(finished) -> None:
     assert results.tensors is results.tensors
     changed = results.tensors.loc[results.tensors["run"] == "one", "changed"].sum()
     assert changed == results.summary["runs"][0]["all"]["changed"]
-    assert results.reconciliation[0].definition == "bitwise, bf16"
+    assert isinstance(results.reconciliation, pd.DataFrame)
+    assert results.reconciliation["definition"][0] == "bitwise, bf16"
+
+
+def test_counts_stay_integers_where_some_are_missing(finished) -> None:
+    pd = pytest.importorskip("pandas")
+    results = analysis.load(finished)
+    assert str(results.tensors["layer"].dtype) == str(results.tensors["changed"].dtype) == "Int64"
+    head = results.tensors.loc[results.tensors["name"] == "lm_head.weight"]
+    assert head["layer"].isna().all() and head["total"].iloc[0] == 96 * 40
+    row = results.reconciliation.iloc[0]
+    assert isinstance(results.reconciliation, pd.DataFrame) and row["numerator"] + 0 == int(row["numerator"])
+    assert str(results.reconciliation["numerator"].dtype) == "Int64"
 
 
 def test_polars(finished) -> None:
     pl = pytest.importorskip("polars")
     results = analysis.load(finished, engine="polars")
     assert isinstance(results.tensors, pl.DataFrame)
+    assert isinstance(results.reconciliation, pl.DataFrame)
     assert results.tensors.height == 14 and results.geometry["k"].to_list() == [5] * 8
 
 

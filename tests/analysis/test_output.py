@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from offprin_kernels.analysis import plan, run, store
+from offprin_kernels.cli import main
 
 from .checkpoints import files, offprin
 
@@ -107,14 +110,14 @@ def test_no_name_in_a_stored_plan_leads_out_of_the_directory(pair, tmp_path) -> 
 def test_finish_needs_every_part(pair, tmp_path, monkeypatch, capsys) -> None:
     *_, paths = pair
     monkeypatch.setattr(plan, "PART_BYTES", 20_000)
-    real = store.Store.write_part
+    real = store.Parts.write
 
     def losing(self, partial, index, tables):
         real(self, partial, index, tables)
         if index == 2:
-            store.shutil.rmtree(self.parts.path(1))
+            store.shutil.rmtree(self.path(1))
 
-    monkeypatch.setattr(store.Store, "write_part", losing)
+    monkeypatch.setattr(store.Parts, "write", losing)
     assert offprin(*paths, "--out", tmp_path / "out") == 2
     assert "lacks 1 of" in said(capsys)
     assert not (tmp_path / "out" / "summary.json").exists()
@@ -197,3 +200,72 @@ def test_results_of_another_version_say_so(pair, tmp_path, capsys) -> None:
     (out / "plan.json").write_text(json.dumps({**stored, "version": "0.0.9"}))
     assert offprin(*paths, "--out", out) == 2
     assert "the results of version 0.0.9 of offprin-kernels" in said(capsys)
+
+
+# ---- the end of an analysis
+
+
+def test_tables_are_on_the_disk_before_the_summary(pair, tmp_path, monkeypatch) -> None:
+    *_, paths = pair
+    out = tmp_path / "out"
+    synced, renamed = [], []
+    sync, replace, written = os.fsync, os.replace, store.Store.write_summary
+
+    def syncing(descriptor) -> None:
+        sync(descriptor)
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    def replacing(old, new) -> None:
+        if Path(new).suffix == ".parquet" and Path(new).parent == out:
+            assert str(old) in synced, "renamed before it was whole on the disk"
+            synced.clear()
+            renamed.append(Path(new).stem)
+        replace(old, new)
+
+    def write_summary(self, summary) -> None:
+        assert renamed == store.tables(2, ["spectrum"])
+        assert str(out) in synced, "the names of the tables are on the disk too"
+        written(self, summary)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "replace", replacing)
+    monkeypatch.setattr(store.Store, "write_summary", write_summary)
+    assert offprin(*paths, "--out", out, "--metrics", "spectrum", "--k", "5") == 0
+
+
+@pytest.mark.parametrize("again", ["analyze", "merge", "shard"])
+def test_a_kill_after_the_summary_leaves_no_parts_for_good(pair, tmp_path, monkeypatch, again) -> None:
+    *_, paths = pair
+    out = tmp_path / "out"
+
+    def killed(self) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.Store, "drop_parts", killed)
+        assert offprin(*paths, "--out", out) == 3
+    assert (out / store.SUMMARY).exists() and (out / store.CONTEXT).exists() and any((out / "parts").iterdir())
+    if again == "merge":
+        assert main(["merge", str(out), "--no-report"]) == 0
+    else:
+        assert offprin(*paths, "--out", out, *(["--shard", "1/2"] if again == "shard" else [])) == 0
+    assert not (out / store.CONTEXT).exists() and not (out / "parts").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--shard", "1/1"]])
+def test_a_process_that_comes_just_after_the_end_adds_nothing(pair, tmp_path, monkeypatch, options) -> None:
+    *_, paths = pair
+    out = tmp_path / "out"
+    real = store.lock
+
+    def late(root, **shared):
+        """Another process finishes between our first look and our lock."""
+        monkeypatch.setattr(store, "lock", real)
+        assert offprin(*paths, "--out", out) == 0
+        before.update(files(out))
+        return real(root, **shared)
+
+    before: dict[str, bytes] = {}
+    monkeypatch.setattr(store, "lock", late)
+    assert offprin(*paths, "--out", out, *options) == 0
+    assert before and files(out) == before

@@ -11,6 +11,7 @@ import torch
 
 from offprin_kernels.analysis import published
 from offprin_kernels.analysis.bounds import beside
+from offprin_kernels.analysis.html import published as of_page
 from offprin_kernels.analysis.reconciliation import ALL, LINEAR, reconcile, render
 from offprin_kernels.analysis.tables import Tables
 
@@ -78,6 +79,41 @@ def test_what_is_below_resolution_is_no_number(big) -> None:
     assert row.value is None and row.shown == "below resolution (< 0.020°)" and row.inside_rlvr is None
 
 
+def changed_geometry(root, **columns) -> None:
+    import pyarrow.parquet as pq
+
+    rows = [row | columns for row in pq.read_table(root / "geometry.parquet").to_pylist()]
+    synthetic.table(root, "geometry", rows)
+
+
+@pytest.mark.parametrize(("resolution", "rlvr", "sft"), [(0.02, True, False), (2.0, None, False), (20.0, None, None)])
+def test_a_resolution_may_decide_a_range(big, resolution, rlvr, sft) -> None:
+    """Below 0.02 degrees is below 0.5 as well; below 2 may be or not."""
+    changed_geometry(big, left_degrees=None, left_median_degrees=None, resolution_degrees=resolution)
+    found = rows_of(big, "dapo")
+    row = found["largest left angle", LINEAR]
+    assert row.value is None and (row.inside_rlvr, row.inside_sft) == (rlvr, sft)
+    middle = found["median left angle", LINEAR]
+    assert middle.rlvr is middle.sft is middle.inside_rlvr is None
+    page = of_page.reconciliation(reconcile(Tables(big)))
+    assert ('below resolution (&lt; 0.020\N{DEGREE SIGN})<br><span class="inside">inside RLVR' in page) == bool(rlvr)
+
+
+def test_tensors_are_counted_by_run(big) -> None:
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(big / "geometry.parquet").to_pylist()
+    synthetic.table(big, "geometry", rows[1:])
+    page = of_page.reconciliation(reconcile(Tables(big)))
+    assert "20 tensors</small></td>" in page and "21 tensors</small></td>" in page
+
+
+def test_published_jaccard_indices_beside_those_observed(big) -> None:
+    found = of_page.agreement(Tables(big))
+    assert "Table 2" in found and "<td>0.5800</td><td>0.4130</td>" in found and "observed: all layers" in found
+    assert published.JACCARD["o_proj"] == (0.552, 0.373) and found.count("<tr><td>") == 7
+
+
 def test_published_ranges_and_flags(big) -> None:
     assert published.SPARSITY[0].text == "36.3 to 91.7 %" and published.SPARSITY[1].text == "0.6 to 18.8 %"
     assert published.NORM_RATIO[0].holds(0.069874 / 62.2631)
@@ -114,6 +150,13 @@ def test_a_violated_bound_is_counted(big) -> None:
     synthetic.table(big, "geometry", rows)
     (weyl,) = [b for b in beside(Tables(big)) if b.run == rows[0]["run"] and b.bound.name == "Weyl"]
     assert weyl.exceeded == 1 and weyl.closest == pytest.approx(2)
+
+
+def test_a_bound_of_90_degrees_says_nothing(big) -> None:
+    changed_geometry(big, wedin_degrees=90.0)
+    (wedin,) = [b for b in beside(Tables(big)) if b.run == "dapo" and b.bound.name == "Wedin"]
+    assert (wedin.matrices, wedin.without) == (0, 21) and wedin.observed is None
+    assert wedin.bound.formula == "largest angle <= asin(||D||_2 / (gap - ||D||_2))" and wedin.bound.unit == "degrees"
 
 
 def test_records_are_json(big) -> None:

@@ -11,43 +11,22 @@ from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from offprin_kernels.analysis import plan, run, store
+from offprin_kernels.analysis import run, store
 from offprin_kernels.analysis.scaleout import Shard, by_cost
 from offprin_kernels.cli import main
+from offprin_kernels.commands import analyze
 
-from .checkpoints import files, offprin
+from .checkpoints import files, offprin, save
+from .ranks import ROOT, free_port, make_parts_small, ranks, same
 
 ALL = ("--metrics", "update,spectrum,masks,energy", "--k", "5", "--alpha", "0.3")
 
 
 @pytest.fixture
 def small_parts(monkeypatch) -> None:
-    """A part for every tensor or two."""
-    for name, value in (("PART_BYTES", 20_000), ("SMALLEST_PART", 1), ("FEWEST_PARTS", 1000), ("SMALLEST_FLOPS", 1)):
-        monkeypatch.setattr(plan, name, value)
-
-
-def same(a: Path, b: Path) -> None:
-    """Equal files, but for the command line in the summary, which names the directory."""
-    ours, theirs = files(a), files(b)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        if name == "summary.json":
-            one, two = (json.loads(found[name]) for found in (ours, theirs))
-            for summary in (one, two):
-                del summary["provenance"]["command"]
-            assert one == two
-        elif name.endswith(".html"):
-            continue
-        else:
-            assert ours[name] == theirs[name], name
-
-
-def ranks(world: int, kills: int, arguments: tuple, seed: int = 0) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tests.analysis.ranks", world, kills, seed, *arguments]
-    root = Path(__file__).parents[2]
-    return subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=root, timeout=300)
+    make_parts_small(monkeypatch.setattr)
 
 
 @pytest.fixture
@@ -94,6 +73,39 @@ def test_rank_0_failing_is_every_ranks_failure(pair, tmp_path) -> None:
     assert done.stderr.count("holds no analysis") == 2 and "rank 0 failed" in done.stderr
 
 
+@pytest.mark.parametrize("what", ["kill", "stop"])
+def test_rank_0_makes_the_parts_of_one_that_falls_silent(pair, tmp_path, whole, what) -> None:
+    out = tmp_path / "out"
+    arguments = (*pair[2], "--out", out, "--save-masks", *ALL)
+    done = ranks(2, 0, arguments, trouble=f"1 {what}")
+    codes = done.stdout.splitlines()[-1].split()[2:]
+    assert codes[0] == "0" and done.stdout.count("complete; results in") == 1, done.stderr
+    assert codes[1] == ("-9" if what == "kill" else "0")
+    assert "rank 1 fell silent; rank 0 made its parts" in done.stderr
+    assert ranks(1, 0, arguments).returncode == 0, "drops what the other left on waking up"
+    same(out, whole)
+
+
+def test_a_rank_that_fails_is_every_ranks_failure_at_once(pair, tmp_path, small_parts) -> None:
+    out = tmp_path / "out"
+    done = ranks(3, 0, (*pair[2], "--out", out), trouble="1 fail")
+    assert done.stdout.splitlines()[-1] == "exit codes 2 3 2", done.stderr
+    assert done.stderr.count("rank 1 failed: [Errno 28] No space left on device") == 2
+    assert not (out / store.SUMMARY).exists()
+
+
+def test_torchrun_lets_rank_0_end_an_incomplete_analysis(pair, tmp_path) -> None:
+    """Its exit code 3 is rank 0's alone, which has the time to make the page and to print."""
+    _, (tuned, _), _ = pair
+    odd = save(tmp_path / "odd", {**tuned, "model.extra.weight": torch.zeros(8, 8).bfloat16()})
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
+    command += ["-m", "offprin_kernels", "analyze", tmp_path / "base", odd, "--out", tmp_path / "out", "--quiet"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert "exitcode  : 3 " in done.stderr and "rank      : 0 " in done.stderr, done.stderr
+    assert "rank      : 1 " not in done.stderr and "SIGTERM" not in done.stderr
+    assert "results in" in done.stdout and (tmp_path / "out" / "report.html").exists()
+
+
 # ---- shards
 
 
@@ -114,30 +126,42 @@ def test_shards_finish_by_themselves_or_by_merge(pair, tmp_path, small_parts, ca
     assert main(["merge", str(out), "--no-report"]) == 0, "merging what is merged prints it again"
 
 
-def test_shards_apart_are_merged_later(pair, tmp_path, small_parts, capsys) -> None:
+def test_a_shard_shows_and_tells_its_own_share(pair, tmp_path, small_parts, capsys, monkeypatch) -> None:
     *_, paths = pair
-    assert offprin(*paths, "--out", tmp_path / "whole", "--save-masks") == 0
-    for i in (1, 2):
-        assert offprin(*paths, "--out", tmp_path / f"s{i}", "--save-masks", "--shard", f"{i}/2") == 0
-    assert main(["merge", str(tmp_path / "s1"), str(tmp_path / "s2"), "--no-report"]) == 0
-    same(tmp_path / "s1", tmp_path / "whole")
+    totals, shown = [], []
+    real = analyze.progress_bar
 
+    def counted(total, quiet, label):
+        totals.append(total)
+        shown.append(0)
+        return real(total, quiet, label)
 
-def test_parts_of_another_version_or_plan_are_not_merged(pair, tmp_path, small_parts, capsys) -> None:
-    *_, paths = pair
-    for i in (1, 2):
-        assert offprin(*paths, "--out", tmp_path / f"s{i}", "--shard", f"{i}/2", "--threshold", i, "--rule", "ulp") == 0
-    assert main(["merge", str(tmp_path / "s1"), str(tmp_path / "s2")]) == 2
-    assert "another plan (different options)" in capsys.readouterr().err
-    for folder, words in (("s1", "s1 holds parts of version 0.0.9"), ("s2", "s2 holds parts of version 0.0.9")):
-        path = tmp_path / folder / "plan.json"
-        text = path.read_text()
-        path.write_text(json.dumps({**json.loads(text), "version": "0.0.9"}))
-        assert main(["merge", str(tmp_path / "s1"), str(tmp_path / "s2")]) == 2
-        assert words in capsys.readouterr().err
-        path.write_text(text)
-    assert main(["merge", str(tmp_path / "nowhere")]) == 2
-    assert "holds no analysis" in capsys.readouterr().err
+    class Bar:
+        def __init__(self, **options) -> None: ...
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *story) -> None: ...
+
+        def update(self, nbytes: int) -> None:
+            shown[-1] += nbytes
+
+    monkeypatch.setattr(analyze, "progress_bar", counted)
+    monkeypatch.setattr("tqdm.tqdm", Bar)
+    for shard in ("1/3", "2/3", "1/3"):
+        capsys.readouterr()
+        command = ["analyze", *paths, "--out", str(tmp_path / "out"), "--shard", shard, "--json", "--no-report"]
+        assert main(command) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["shard"] == shard and not told["finished"] and 0 < told["missing_parts"] < told["parts"]
+    assert main([*command[:-4], "--sh=3/3", "--json", "--no-report"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    whole = sum(sum(Path(path).stat().st_size for path in Path(folder).glob("*.safetensors")) for folder in paths)
+    assert shown == totals and totals[0] == totals[2]
+    assert 0.9 * whole < totals[0] + totals[1] + totals[3] < whole
+    # the command of the whole analysis
+    assert summary["provenance"]["command"] == ["offprin", *command[:-4], "--json", "--no-report"]
 
 
 def test_shards_share_the_cost() -> None:

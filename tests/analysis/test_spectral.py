@@ -44,7 +44,11 @@ def test_every_column_against_a_direct_computation(pair, tmp_path) -> None:
     assert row["resolution_degrees"] == angles.resolution_degrees and row["converged"]
     shift = geometry.normalized_spectral_shift(w, t)
     assert (row["nss"], row["nss_mirsky"]) == (pytest.approx(shift.nss, rel=1e-8), pytest.approx(shift.mirsky))
-    assert row["nss_isotropic"] == pytest.approx(shift.isotropic)
+    values = torch.linalg.svdvals(w.double())
+    moved = nulls.isotropic_shift(values, *w.shape, len(values), float((t.float() - w.float()).norm()))
+    assert row["nss_isotropic"] == pytest.approx(float(moved.norm() / values.norm()), rel=1e-6)
+    assert row["nss_k_isotropic"] == pytest.approx(float(moved[:5].norm() / values[:5].norm()), rel=1e-6)
+    assert row["nss_isotropic"] == pytest.approx(shift.isotropic, rel=0.05), "to first order"
     truth = torch.linalg.svdvals(t.double()) - torch.linalg.svdvals(w.double())
     assert row["nss"] == pytest.approx(float(truth.norm() / torch.linalg.svdvals(w.double()).norm()), rel=1e-6)
     energy = geometry.update_energy(factors, t.float() - w.float())
@@ -84,8 +88,13 @@ def test_nulls_and_bounds_against_a_direct_computation(pair, tmp_path) -> None:
     assert row["nss"] <= row["nss_mirsky"] and row["largest_shift"] <= row["update_spectral_norm"]
     assert row["ky_fan_shift"] <= row["ky_fan"]
     # energies against the exact law of isotropic shares, masks against margins and isotropic updates
-    share = nulls.energy_null(*w.shape, 5, "left")
-    assert row["energy_left_isotropic"] == share.mean and row["energy_left_z"] == share.z_score(row["energy_left"])
+    factors = topk_svd(w, 5, tol_degrees=0.0125)
+    exponents = torch.bincount(((w.view(torch.int16).int() >> 7) & 0xFF).flatten(), minlength=256).numpy()
+    rounded = nulls.rounded_energy_nulls(w, factors.U, factors.Vh, nulls.isotropic_sigma(exponents, norm))
+    for side in nulls.SIDES:
+        assert row[f"energy_{side}_isotropic"] == nulls.energy_null(*w.shape, 5, side).mean
+        assert row[f"energy_{side}_rounded"] == pytest.approx(rounded[side].mean, rel=1e-5)
+        assert row[f"energy_{side}_z"] == pytest.approx(rounded[side].z_score(row[f"energy_{side}"]), abs=1e-3)
     changed = update_mask(w, t).to_dense()
     low = masks.low_magnitude_mask(w, 0.3).to_dense()
     margin = nulls.margin_null(low.sum(1), low.sum(0), changed.sum(1), changed.sum(0))
@@ -312,3 +321,132 @@ def test_top_of_the_spectrum_alone(pair, tmp_path, capsys) -> None:
 def test_nss_of_another_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="full, top"):
         plan.Options((Rule.parse("bitwise"),), nss="some")
+
+
+def isotropic_pair(tmp_path, spread: float, relative: float, count: int = 6) -> tuple:
+    """A base whose rows differ in size, and the base plus Gaussian noise, rounded."""
+    generator = torch.Generator().manual_seed(7)
+    base, tuned = {}, {}
+    for layer in range(count):
+        scale = 0.02 * torch.exp(spread * torch.randn(192, 1, generator=generator))
+        weight = (scale * torch.randn(192, 128, generator=generator)).bfloat16()
+        noise = torch.randn(192, 128, generator=generator)
+        name = f"model.layers.{layer}.mlp.up_proj.weight"
+        base[name] = weight
+        tuned[name] = (
+            weight.float() + noise * (relative * float(weight.float().norm()) / float(noise.norm()))
+        ).bfloat16()
+    return save(tmp_path / "base", base), save(tmp_path / "tuned", tuned)
+
+
+@pytest.mark.parametrize("relative", [4e-4, 3e-3, 0.1])
+def test_an_isotropic_update_is_no_finding(tmp_path, relative) -> None:
+    """Gaussian noise, rounded: energies, angles, shifts lie where their nulls say, also where rows differ in size."""
+    pair = isotropic_pair(tmp_path, 0.6, relative)
+    assert offprin(*pair, "--out", tmp_path / "out", "--metrics", "spectrum,masks,energy", "--k", "12") == 0
+    rows = table(tmp_path / "out")
+    for side in nulls.SIDES:
+        z = [row[f"energy_{side}_z"] for row in rows]
+        assert abs(sum(z)) / len(z) ** 0.5 < 3.5
+    if relative == 4e-4:
+        # k / m would be many standard deviations away
+        assert all(row["energy_left"] < 0.95 * row["energy_left_isotropic"] for row in rows)
+    ratio = [row["nss"] / row["nss_isotropic"] for row in rows]
+    assert 0.9 < sum(ratio) / len(ratio) < 1.1
+    if relative < 0.1:
+        inside = [
+            row["left_degrees_isotropic_low"] <= row["left_degrees"] <= row["left_degrees_isotropic_high"]
+            for row in rows
+        ]
+        assert sum(inside) >= 1
+        assert len({row["left_degrees_isotropic"] for row in rows}) == len(rows), "draws of their own"
+    seen, expected = (sum(row[f"low_{what}"] for row in rows) for what in ("changed", "expected_isotropic"))
+    assert seen == pytest.approx(expected, rel=0.02)
+
+
+def test_nulls_that_do_not_apply_are_left_out(tmp_path, capsys) -> None:
+    """NaN, weights that were not bf16, rules that ask for more than a change: no isotropic null, and no 0 for it."""
+    paths = isotropic_pair(tmp_path, 0.0, 3e-3)
+    from safetensors.torch import load_file
+
+    tuned = {name: t for file in (tmp_path / "tuned").glob("*.safetensors") for name, t in load_file(file).items()}
+    broken = "model.layers.0.mlp.up_proj.weight"
+    cast = "model.layers.1.mlp.up_proj.weight"
+    tuned[broken][0, 0] = math.nan
+    tuned[cast] = tuned[cast].float()
+    other = save(tmp_path / "other", tuned)
+    metrics = ("--metrics", "masks,energy", "--k", "12")
+    assert offprin(paths[0], other, paths[1], "--out", tmp_path / "out", *metrics) == 0
+    rows = {(row["run"], row["name"]): row for row in pq.read_table(tmp_path / "out" / "tensors.parquet").to_pylist()}
+    for (run, name), row in rows.items():
+        assert (row["changed_isotropic"] is None) == (run == "other" and name in (broken, cast))
+    pairs = pq.read_table(tmp_path / "out" / "pairs.parquet").to_pylist()
+    assert sum(pair["jaccard_isotropic"] is None for pair in pairs) == 2
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    totals = summary["runs"][0]["all"]
+    assert (totals["isotropic_tensors"], totals["tensors"]) == (4, 6)
+    good = [row for (run, _), row in rows.items() if run == "other" and row["changed_isotropic"] is not None]
+    assert totals["isotropic_observed"] == sum(row["changed"] for row in good)
+    assert totals["changed_isotropic"] == pytest.approx(sum(row["changed_isotropic"] for row in good))
+    assert "not known of 2 of 6 tensors" in capsys.readouterr().out
+    cast_row = next(row for row in table(tmp_path / "out") if row["run"] == "other" and row["name"] == cast)
+    assert cast_row["energy_left_z"] is None and cast_row["energy_left_rounded"] is None
+    assert cast_row["energy_left"] > 0 and cast_row["low_expected_isotropic"] is None
+    rule = ("--rule", "atol", "--threshold", "1e-4", "--also")
+    assert offprin(*paths, "--out", tmp_path / "atol", *metrics, *rule) == 0
+    rows = pq.read_table(tmp_path / "atol" / "tensors.parquet").to_pylist()
+    assert all(row["changed_isotropic"] is None for row in rows)
+    assert "isotropic update" not in capsys.readouterr().out
+
+
+def test_zero_base_tiny_updates_and_doubled_weights(tmp_path, capsys) -> None:
+    """Bounds hold, or are said to say nothing; a matrix of zeros spoils no median."""
+    generator = torch.Generator().manual_seed(0)
+    base = {
+        f"model.layers.{i}.mlp.up_proj.weight": torch.randn(96, 64, generator=generator).bfloat16() for i in range(4)
+    }
+    names = list(base)
+    base[names[0]] = torch.zeros(96, 64).bfloat16()
+    tuned = {name: weight.clone() for name, weight in base.items()}
+    small = base[names[1]].abs().flatten().argmin()
+    flat = tuned[names[1]].flatten()
+    flat[small] *= 1 + 2**-7
+    tuned[names[1]] = flat.reshape(96, 64)
+    tuned[names[2]] = 2 * base[names[2]]
+    paths = [save(tmp_path / name, weights) for name, weights in (("base", base), ("tuned", tuned))]
+    for option in ("full", "top"):
+        out = tmp_path / option
+        arguments = ("--metrics", "spectrum,energy", "--k", "8", "--nss", option)
+        assert offprin(*paths, "--out", out, *arguments) == 0
+        found = json.loads((out / "summary.json").read_text())["geometry"][0]["all"]
+        assert all(bound["exceeded"] == 0 for bound in found["bounds"].values())
+        shown = "nss" if option == "full" else "nss_k"
+        assert found[shown] is not None and found["resolution_degrees"] <= 90
+    again = tmp_path / "same"
+    assert offprin(paths[0], paths[0], "--out", again, "--metrics", "spectrum", "--k", "8") == 0
+    found = json.loads((again / "summary.json").read_text())["geometry"][0]["all"]
+    assert found["nss"] == found["nss_mirsky"] == found["nss_isotropic"] == 0
+
+
+def test_medians_of_angles_below_resolution() -> None:
+    from offprin_kernels.analysis.spectral import middle
+    from offprin_kernels.analysis.summary import resolved_median
+
+    nan = math.nan
+    assert middle(torch.tensor([3.0, 2.0, nan])) == 2.0 and middle(torch.tensor([3.0, nan, nan])) is None
+    assert middle(torch.tensor([5.0, 4.0, 3.0, nan])) == 3.0
+    rows = [{"a": angle} for angle in (None, 8.0)]
+    assert resolved_median(rows, "a") == 4.0
+    assert resolved_median([*rows, {"a": None}], "a") is None
+    assert resolved_median([*rows, {"a": 6.0}], "a") == 6.0
+
+
+def test_reasons_are_told_where_no_matrix_is_left(tmp_path, capsys) -> None:
+    weights = {
+        "model.embed_tokens.weight": torch.ones(32, 16).bfloat16(),
+        "model.norm.weight": torch.ones(16).bfloat16(),
+    }
+    path = save(tmp_path / "a", weights)
+    assert offprin(path, path, "--out", tmp_path / "out", "--metrics", "spectrum,masks,energy", "--k", "4") == 0
+    text = capsys.readouterr().out
+    assert "geometry of 0 linear layers" in text and "2 tensors skipped: no linear layer" in text

@@ -219,6 +219,69 @@ def test_chunk_of_another_dtype_or_shape(saved: Path, tmp_path: Path) -> None:
         Checkpoint.open(folder).read("model.embed_tokens.weight")
 
 
+def nested(depth: int, width: int) -> list:
+    found = ["a"]
+    for _ in range(depth):
+        found = [found] * width
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        # As text this is of some gigabytes.
+        (lambda m: place(m, "transform_descriptors", nested(30, 2)), r"transformed \(\[\[\[\[\.\.\.\], "),
+        (lambda m: place(m, "transform_descriptors", nested(250, 1)), r"transformed \(\[\[\[\[\.\.\.\]\]\]\]\)"),
+        (lambda m: place(m, "relative_path", nested(30, 2)), r"in \[\[\[\[\.\.\.\], .* is no file beside it"),
+        (lambda m: place(m, "relative_path", "a" * 5000), r"names file 'a{80}'\.\.\. .* is missing"),
+        (lambda m: place(m, "relative_path", "\ud800\n"), r"names file '\\ud800\\n' .* is missing"),
+        (lambda m: place(m, "relative_path", "a\0b"), r"names file 'a\\x00b' .* is missing"),
+        (lambda m: unhashable(m), "does not say where the chunk of .* lies"),
+        (lambda m: m.state_dict_metadata.update({5: first(m)}), "tensor 5 has no dtype, shape or chunks"),
+    ],
+)
+def test_hostile_metadata_ends_in_one_short_sentence(saved: Path, tmp_path: Path, change, expected: str) -> None:
+    folder = shutil.copytree(saved / "dcp", tmp_path / "c")
+    edit(folder, change)
+    with pytest.raises(CheckpointError, match=expected) as caught:
+        Checkpoint.open(folder)
+    assert len(str(caught.value).encode()) < 600 and "\n" not in str(caught.value)
+
+
+def unhashable(metadata) -> None:
+    for index in metadata.storage_data:
+        # Hashed when the file is written, and not when it is read.
+        object.__setattr__(index, "fqn", [1])
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    folder = save_alone(tmp_path / "c", {"step": 3})
+    edit(folder, lambda m: m.state_dict_metadata.update({5: m.state_dict_metadata.pop("step")}))
+    with pytest.raises(CheckpointError, match=r"no tensors of a model \(only 5\)"):
+        Checkpoint.open(folder)
+
+
+def test_dtypes_without_numbers_leave_the_rest_readable(tmp_path: Path) -> None:
+    state = {"w": bf16(3, 2), "c": torch.ones(2, dtype=torch.complex64), "d": torch.ones(2, dtype=torch.complex128)}
+    checkpoint = Checkpoint.open(save_alone(tmp_path / "c", state | {"h": torch.ones(2, dtype=torch.complex32)}))
+    assert torch.equal(checkpoint.read("w"), state["w"]) and torch.equal(checkpoint.read("c")[0], state["c"])
+    for name in "dh":
+        with pytest.raises(CheckpointError, match=rf"tensor {name} has dtype torch\.complex\d+, which cannot be read"):
+            checkpoint.read(name)
+
+
+def test_chunks_written_as_safetensors_are_named(tmp_path: Path) -> None:
+    formats = pytest.importorskip("torch.distributed.checkpoint.filesystem")
+    if not hasattr(formats, "SerializationFormat"):
+        pytest.skip("this torch writes zips only")
+    writer = formats.FileSystemWriter(tmp_path / "c", serialization_format=formats.SerializationFormat.SAFETENSORS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save({"w": bf16(2, 2)}, storage_writer=writer, no_dist=True)
+    with pytest.raises(CheckpointError, match="it is written as safetensors; save the checkpoint in torch's own"):
+        Checkpoint.open(tmp_path / "c").read("w")
+
+
 def test_file_that_changed_since(saved: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(saved / "dcp", tmp_path / "c")
     checkpoint = Checkpoint.open(folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import pickle
 import shutil
@@ -15,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offprin_kernels.checkpoint import Checkpoint, CheckpointError, inert, torch_zip
+from offprin_kernels.checkpoint import Checkpoint, CheckpointError, inert, rank_parts, torch_zip
 
 from .distributed import check_analysis, check_rows
 from .files import bf16, refused, save
@@ -53,6 +55,70 @@ def test_plain_tensors_are_replicas_or_refused(saved: Path) -> None:
         Checkpoint.open(saved / "unlike")
     with pytest.raises(CheckpointError, match="placement Partial does not say which part"):
         Checkpoint.open(saved / "partial")
+
+
+@pytest.mark.parametrize("name", ["unlike-replicas", "unlike-shards"])
+def test_replicas_of_a_part_are_compared(saved: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match=r"rank \d holds other numbers than rank 0 for the part at \[0, 0\]"):
+        Checkpoint.open(saved / name)
+
+
+def test_parameters_inside_of_a_wrapper(saved: Path) -> None:
+    """``state_dict(keep_vars=True)`` of FSDP2: parameters that are DTensors have attributes beside their slots."""
+    checkpoint = Checkpoint.open(saved / "parameters")
+    check_rows(checkpoint, tuned(0))
+    assert checkpoint.ignored == ["step"]
+
+
+@pytest.mark.parametrize("checksums", [True, False])
+@pytest.mark.parametrize("layout", ["whole", "view", "transposed"])
+def test_replicas_are_compared_with_and_without_checksums(tmp_path: Path, layout: str, checksums: bool) -> None:
+    """Without checksums torch writes a 0 for each, which says nothing; a view has none of its own either."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(checksums)
+    try:
+        for last in (0.0, 1.0):
+            for number in range(2):
+                whole = torch.zeros(6, 5)
+                whole[-1, -1] = last * number
+                stored = {"whole": whole, "view": torch.cat([whole + number, whole])[6:], "transposed": whole.t()}
+                save_ranks({"w": stored[layout]}, number, 2, tmp_path / str(last))
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert Checkpoint.open(tmp_path / "0.0").notes == ["1 tensors are whole and equal in all 2 ranks; read from rank 0"]
+    with pytest.raises(CheckpointError, match="rank 1 holds other numbers than rank 0 under this name"):
+        Checkpoint.open(tmp_path / "1.0")
+
+
+def cut(placements: list[tuple[str, int]], mesh: tuple[int, ...], rows: int, place: tuple[int, ...], held: int) -> int:
+    """Where dtensor_offsets says that a rank's rows of one axis begin."""
+    made = []
+    for kind, factor in placements:
+        placement = type(kind, (inert.Record,), {"name": f"x.{kind}"})()
+        placement.state = {"dim": 0, "split_factor": factor}
+        made.append(placement)
+    stored = torch_zip.Stored("F32", (held,), (1,), "0", 0)
+    return rank_parts.dtensor_offsets(rank_parts.Part("dtensor", stored, (rows,), (), tuple(made), place), mesh)[0]
+
+
+@pytest.mark.parametrize("rows", [12, 13, 29])
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (2, 2, 3), (2, 3, 1), (4, 3, 2)])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_strided_shards_of_three_dimensions(mesh: tuple[int, ...], order: tuple[int, ...], rows: int) -> None:
+    placements = []
+    for dimension in range(3):
+        # The split factor by its definition: sizes of the dimensions that cut before and stand to the right.
+        before = [mesh[d] for d in order[: order.index(dimension)] if d > dimension]
+        placements.append(("_StridedShard" if math.prod(before) > 1 else "Shard", math.prod(before)))
+    for place in itertools.product(*map(range, mesh)):
+        held = list(range(rows))
+        for dimension in order:
+            piece = -(-len(held) // mesh[dimension])
+            held = held[piece * place[dimension] :][:piece]
+        if held:
+            assert cut(placements, mesh, rows, place, len(held)) == held[0]
+    with pytest.raises(ValueError, match="a strided shard of split factor 7 behind"):
+        cut([("_StridedShard", 7), *placements[1:]], mesh, rows, (0, 0, 0), 1)
 
 
 def test_one_rank_needs_no_processes(tmp_path: Path) -> None:
@@ -147,6 +213,59 @@ def test_mixed_dtypes_and_kinds(saved: Path, tmp_path: Path) -> None:
     save_ranks({"model._fsdp_wrapped_module._flat_param": torch.zeros(8)}, 0, 1, tmp_path / "flat")
     with pytest.raises(CheckpointError, match="holds flattened parameters"):
         Checkpoint.open(tmp_path / "flat")
+
+
+def test_a_path_to_one_rank(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is the part of rank 1 of 3; give the directory with those of all"):
+        Checkpoint.open(rank(saved / "ranks", 1))
+    save_ranks({"w": torch.ones(2, 2)}, 0, 1, tmp_path)
+    assert Checkpoint.open(rank(tmp_path, 0, 1)).files[0].format == "fsdp"
+
+
+def test_tensors_of_other_dtypes_and_forms(tmp_path: Path) -> None:
+    buffer, odd = torch.ones(3), torch.ones(4)
+    odd.attribute = 3
+    state = {
+        "w": bf16(2, 2),
+        "complex": torch.ones(2, 3, dtype=torch.complex64),
+        "buffer": torch.nn.Buffer(buffer),
+        "odd": odd,
+    }
+    unread = {"double": torch.ones(2, dtype=torch.complex128), "half": torch.ones(2, dtype=torch.complex32)}
+    save_ranks(state | unread, 0, 1, tmp_path)
+    checkpoint = Checkpoint.open(tmp_path)
+    for name, tensor in state.items():
+        assert torch.equal(checkpoint.read(name), tensor.reshape(-1, tensor.shape[-1])), name
+    for name in unread:
+        with pytest.raises(CheckpointError, match=rf"tensor {name} has dtype torch\.complex\d+, which cannot be read"):
+            checkpoint.read(name)
+
+
+def test_forms_that_have_no_ranges(tmp_path: Path) -> None:
+    save_ranks({"w": torch.ones(4, dtype=torch.complex64).conj().imag}, 0, 1, tmp_path / "neg")
+    with pytest.raises(
+        CheckpointError, match=r"a tensor is stored with its neg bit set; save it after resolve_neg\(\)"
+    ):
+        Checkpoint.open(tmp_path / "neg")
+    (tmp_path / "old").mkdir()
+    torch.save({"w": torch.ones(2)}, rank(tmp_path / "old", 0, 1), _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match="it is in torch's old format, which is no zip"):
+        Checkpoint.open(tmp_path / "old")
+    save_ranks({"w": torch.zeros(1).expand(1 << 30, 1 << 20, 2)}, 0, 1, tmp_path / "wide")
+    with pytest.raises(CheckpointError, match=r"its storage '0' has 4 bytes, repeated to \[1073741824"):
+        Checkpoint.open(tmp_path / "wide")
+    save_ranks({"w": torch.zeros(1).expand(300, 2)}, 0, 1, tmp_path / "narrow")
+    assert Checkpoint.open(tmp_path / "narrow").read("w").shape == (300, 2)
+
+
+def test_a_storage_that_is_not_in_the_file(tmp_path: Path) -> None:
+    save_ranks({"w": torch.ones(4), "v": torch.ones(3)}, 0, 1, tmp_path)
+    path = rank(tmp_path, 0, 1)
+    content = path.read_bytes()
+    at = content.rindex(b"data/1")  # in the list of members
+    path.write_bytes(content[:at] + b"data/9" + content[at + 6 :])
+    with pytest.raises(CheckpointError, match="its storage '1' is not in the file"):
+        Checkpoint.open(tmp_path)
 
 
 class Malicious:

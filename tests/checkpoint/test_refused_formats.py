@@ -91,3 +91,10 @@ def test_unjoined_safetensors_shards_of_a_distributed_save(tmp_path: Path) -> No
         save_file({"w": bf16(2, 2)}, path, metadata={"DCP_SHARDING_INFO": '{"w": {"saved_offsets": [0, 0]}}'})
     with pytest.raises(CheckpointError, match=r"join them with .*consolidate_safetensors_files"):
         Checkpoint.open(tmp_path)
+
+
+def test_gguf_under_the_name_of_a_torch_file(tmp_path: Path) -> None:
+    (tmp_path / "ggml-model-q4_0.bin").write_bytes(b"GGUF" + bytes(100))
+    for source in (tmp_path, tmp_path / "ggml-model-q4_0.bin"):
+        with pytest.raises(CheckpointError, match=r"q4_0\.bin is in GGUF"):
+            Checkpoint.open(source)

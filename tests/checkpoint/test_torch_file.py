@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -97,6 +98,50 @@ def test_ambiguous_and_empty_state_dicts(tmp_path: Path) -> None:
     torch.save([bf16(2, 2)], tmp_path / "list.pt")
     with pytest.raises(CheckpointError, match="holds a list, not a state dict"):
         Checkpoint.open(tmp_path / "list.pt")
+
+
+class Part(torch.Tensor):
+    """A tensor that is more than its numbers, as a DTensor is."""
+
+
+def test_only_plain_tensors_are_taken(tmp_path: Path) -> None:
+    torch.save({"w": bf16(2, 2), "part": torch.ones(3).as_subclass(Part)}, tmp_path / "model.pt")
+    with (
+        torch.serialization.safe_globals([Part]),
+        pytest.raises(CheckpointError, match="holds tensor 'part' as a Part and no plain tensor"),
+    ):
+        Checkpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_one_ranks_dtensors_under_another_name(saved: Path, tmp_path: Path, imported: bool) -> None:
+    """Whether torch can build them depends on what the program has imported; what is said does not."""
+    shutil.copy(saved / "ranks" / "model_world_size_3_rank_1.pt", tmp_path / "model.pt")
+    script = """
+        import sys
+        if sys.argv[2] == "True":
+            import torch.distributed.tensor
+        from offprin_kernels.checkpoint import Checkpoint, CheckpointError
+        try:
+            Checkpoint.open(sys.argv[1])
+        except CheckpointError as error:
+            print(error)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path), str(imported)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "as a DTensor, which is one rank's part of a tensor; give the directory" in said
+
+
+def test_bits_that_change_numbers_when_read_are_honoured(tmp_path: Path) -> None:
+    state = {
+        "neg": torch.randn(4, dtype=torch.complex64).conj().imag,
+        "conj": torch.randn(4, dtype=torch.cfloat).conj(),
+    }
+    torch.save(state, tmp_path / "model.pt")
+    checkpoint = Checkpoint.open(tmp_path)
+    for name, tensor in state.items():
+        assert torch.equal(checkpoint.read(name)[0], tensor.resolve_conj().resolve_neg())
+        assert not checkpoint.read(name).is_neg() and not checkpoint.read(name).is_conj()
 
 
 class Malicious:

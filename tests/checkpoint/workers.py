@@ -94,6 +94,7 @@ def one_mesh(rank: int, mesh: DeviceMesh, folder: Path) -> None:
     fully_shard(net, mesh=mesh)
     state = net.state_dict()
     save_ranks(state, rank, world, folder / "ranks")
+    save_ranks({"model": net.state_dict(keep_vars=True), "step": 7}, rank, world, folder / "parameters")
     moments = {f"state.{name}.exp_avg": torch.zeros_like(value) for name, value in state.items()}
     whole = {"app": {"model": state, "optim": moments, "train_state": {"step": 7}}}
     dcp.save(whole, checkpoint_id=str(folder / "dcp"), process_group=group)
@@ -152,6 +153,13 @@ def two_meshes(rank: int, world: int, folder: Path) -> None:
 
     from torch.distributed.tensor import DTensor
 
+    own = torch.full((2, 2), float(rank))
+    for name, placements in (
+        ("unlike-replicas", [Replicate(), Replicate()]),
+        ("unlike-shards", [Replicate(), Shard(0)]),
+    ):
+        unlike = DTensor.from_local(own, mesh, placements, run_check=False)
+        save_ranks({"w": unlike}, rank, world, folder / name)
     partial = DTensor.from_local(torch.ones(4, 4), mesh, [Partial(), Replicate()], run_check=False)
     save_ranks({"w": partial}, rank, world, folder / "partial")
     if rank == 0:

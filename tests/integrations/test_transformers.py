@@ -166,8 +166,10 @@ def test_masks_that_do_not_fit_the_model() -> None:
 
 
 def test_energies_of_unknown_layers(tmp_path) -> None:
+    from transformers import TrainerState
+
     with pytest.raises(KeyError, match="nobody"):
-        UpdateLogger(energies=["nobody"]).on_train_begin(None, None, None, model=model())
+        UpdateLogger(energies=["nobody"]).on_train_begin(None, TrainerState(), None, model=model())
 
 
 def visible(before, net) -> tuple[int, int]:
@@ -222,6 +224,8 @@ def test_watch_of_a_resumed_run(tmp_path) -> None:
     again = {"resume_from_checkpoint": str(tmp_path / "run" / "checkpoint-2")}
     with pytest.raises(ValueError, match=r"resumes at step 2.*base="):
         train(UpdateWatchCallback(**options), tmp_path / "resumed", **again)
+    with pytest.raises(ValueError, match=r"resumes at step 2.*base="):
+        train(UpdateLogger(options["energies"]), tmp_path / "resumed", **again)
     resumed = train(UpdateWatchCallback(**options, base=tmp_path / "base"), tmp_path / "resumed", **again)
     keys = [key for key in whole if key.startswith("update/")]
     assert len(keys) > 20 and [resumed[key] for key in keys] == [whole[key] for key in keys]

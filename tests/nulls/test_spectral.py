@@ -169,3 +169,64 @@ def test_limits() -> None:
         nulls.isotropic_angles(s, 6, 9, 7, 1.0)
     with pytest.raises(ValueError, match="singular values"):
         nulls.isotropic_angles(s, 7, 9, 3, 1.0)
+
+
+# ---- several draws --------------------------------------------------------------------------------------------------
+
+
+def test_band_holds_its_draws_and_true_angles_fall_on_either_side() -> None:
+    m, n, k, draws = 70, 60, 6, 5
+    w, u, values, vh = weight(m, n, np.random.default_rng(0))
+    norm = 0.003 * float(w.norm())
+    ranks = []
+    for seed in range(40):
+        left, right = nulls.isotropic_band(values, m, n, k, norm, draws=draws, seed=seed)
+        for band in (left, right):
+            assert bool((band.low <= band.median).all()) and bool((band.median <= band.high).all())
+            assert float(band.high[0]) < 12
+        d = torch.from_numpy(np.random.default_rng(1000 + seed).standard_normal((m, n)))
+        observed = true_angles(u, vh, w + d * (norm / d.norm()), k)[0].max()
+        ranks.append(int(observed < left.low[0]) - int(observed > left.high[0]))
+    below, above = ranks.count(1), ranks.count(-1)
+    # a third of all lies outside, 1/6 on either side: 6.7 of 40, standard deviation 2.4
+    assert below <= 14 and above <= 14 and 4 <= below + above <= 24
+    single = nulls.isotropic_angles(values, m, n, k, norm, seed=(3, 0))[0]
+    assert not torch.equal(single, nulls.isotropic_angles(values, m, n, k, norm, seed=(4, 0))[0])
+    alone = nulls.isotropic_band(values, m, n, k, norm, draws=1, seed=3)[0]
+    assert torch.equal(alone.median, single) and torch.equal(alone.low, alone.high)
+
+
+# ---- shift of the spectrum ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("m", "n"), [(200, 150), (150, 150), (120, 300)])
+@pytest.mark.parametrize("relative", [1e-4, 1e-2, 0.1])
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_shift_by_simulation(m: int, n: int, relative: float, power: float) -> None:
+    rng = np.random.default_rng(m + n)
+    p = min(m, n)
+    w = torch.from_numpy(rng.standard_normal((m, n)) / (m**0.5 + n**0.5))
+    if power:
+        u, _, vh = torch.linalg.svd(w, full_matrices=False)
+        w = (u * (1 + torch.arange(p)) ** -power) @ vh
+    values, norm = torch.linalg.svdvals(w), relative * float(w.norm())
+    draws = 24
+    squares = torch.zeros(p, dtype=torch.float64)
+    for _ in range(draws):
+        d = torch.from_numpy(rng.standard_normal((m, n)))
+        squares += (torch.linalg.svdvals(w + d * (norm / d.norm())) - values) ** 2 / draws
+    for k, tolerance in ((p, 0.08), (p // 5, 0.12)):
+        simulated = math.sqrt(float(squares[:k].sum()))
+        assert float(nulls.isotropic_shift(values, m, n, k, norm).norm()) == pytest.approx(simulated, rel=tolerance)
+    if power and relative == 0.1:
+        assert nulls.isotropic_shift(values, m, n, p, norm).norm() > 1.5 * norm / math.sqrt(max(m, n)), (
+            "beyond first order"
+        )
+
+
+def test_shift_limits() -> None:
+    values = torch.tensor([2.0, 1.0, 1.0, 0.0]).double()
+    assert nulls.isotropic_shift(values, 4, 6, 4, 0.0).tolist() == [0.0] * 4
+    for k in (1, 4):
+        found = nulls.isotropic_shift(values, 4, 6, k, 1e-3)
+        assert found.shape == (k,) and bool((found > 0).all()) and bool((found < 0.1).all())

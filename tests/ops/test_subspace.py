@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from offprin_kernels.ops.subspace import correction, plan, topk_svd
+from offprin_kernels.ops.subspace import correction, element, package, plan, solve, topk_svd
 from offprin_kernels.ops.subspace.operand import Operand
 
 SLOW, TOL = -0.4, 0.05
@@ -177,6 +177,25 @@ def test_correction_works_on_whole_batches() -> None:
     for i in range(3):
         vh = torch.linalg.svd(weights[i].double(), full_matrices=False)[2]
         assert largest_angle(vh[:6].T, found.ritz.right[i, :6].T) <= float(found.certificate.degrees[i])
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_batch_tells_its_good_matrices_from_a_degenerate_one(together) -> None:
+    good, flat = slow(120, 80), torch.eye(120, 80).bfloat16()
+    stack = torch.stack([good, flat, slow(120, 80, seed=1)])
+    if together:
+        # as on a GPU
+        found = package(operand := Operand(stack), solve(operand, 5, TOL, "correction", None, 0), 5, TOL)
+    else:
+        found = topk_svd(stack, 5, tol_degrees=TOL)
+    assert not found.converged
+    single = [element(found, index) for index in range(3)]
+    assert [one.converged for one in single] == [True, False, True]
+    assert [one.converged for one in single] == [one.error_degrees <= TOL for one in single]
+    # in any shape of batch, and from a start
+    again = topk_svd(stack.reshape(3, 1, 120, 80), 5, tol_degrees=TOL)
+    assert [element(again, index).converged for index in range(3)] == [True, False, True]
+    assert topk_svd(stack[::2], 5, tol_degrees=TOL).converged
 
 
 def test_warm_start_is_cheaper_and_as_good() -> None:

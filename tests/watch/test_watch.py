@@ -161,7 +161,7 @@ def test_not_a_number_is_a_change_and_is_reported() -> None:
 
 
 def test_detail_sums_up_and_has_its_null() -> None:
-    net = model(torch.float32)
+    net = model(torch.bfloat16)
     with torch.no_grad():
         net.up_proj.weight.copy_(torch.randn(SIZES[1], SIZES[0]).bfloat16())
     watch = UpdateWatch(net, energies=["up_proj.weight"], k=K)
@@ -174,6 +174,11 @@ def test_detail_sums_up_and_has_its_null() -> None:
     assert up.linear and up.total == up.exponents.sum() == SIZES[0] * SIZES[1]
     # the update is Gaussian, so its null is what was seen, up to the noise of a count
     assert up.expected_changed == pytest.approx(up.changed, abs=4 * math.sqrt(up.changed))
+    wide = torch.nn.Linear(8, 8, bias=False)
+    watch = UpdateWatch(wide)
+    move(wide, 1e-2)
+    (change,) = watch.tensors()
+    assert change.changed > 0 and math.isnan(change.expected_changed), "fp32 weights do not lie on bf16 values"
 
 
 def test_views_of_other_strides_and_empty_parameters() -> None:

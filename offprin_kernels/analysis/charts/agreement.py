@@ -7,13 +7,20 @@ import numpy as np
 from ..tables import Frame, Tables
 from ..text import percent
 from .model import GREY, INK, Chart, Panel, Series, plain, span, thin
-from .nulls import EXPLAINED, NULLS, null_points
+from .names import run_names
+from .nulls import EXPLAINED, NULLS, WHY_NOT, comparable, null_points
 
 MOST_PAIRS = 30
+MOST_RUN_LETTERS = 16  # of the two names that stand beside a pair
+NULL_COLUMN = "intersection_isotropic"
 
 
 def jaccards(rows: Frame) -> dict[str, float]:
-    """Jaccard index of these tensors pooled, observed and by each null: sums over tensors, one division at the end."""
+    """Jaccard index of these tensors pooled, observed and by each null: sums over tensors, one division at the end.
+
+    Observation and nulls are all of the tensors to which the isotropic null applies, where it applies to any.
+    """
+    rows = comparable(rows, NULL_COLUMN)
     a, b = rows.numbers("changed_a"), rows.numbers("changed_b")
     both, total = rows.numbers("intersection"), rows.numbers("total")
     uniform, exponent = a * b / np.maximum(total, 1), rows.numbers("intersection_exponent")
@@ -30,42 +37,53 @@ def jaccards(rows: Frame) -> dict[str, float]:
     }
 
 
+def left_out(rows: Frame) -> str:
+    """A sentence on the tensors that :func:`jaccards` leaves out; empty where there are none."""
+    lost = len(rows) - len(comparable(rows, NULL_COLUMN))
+    return f" In all sums, {lost:,} of {len(rows):,} pairs of tensors are left out: {WHY_NOT}." if lost else ""
+
+
 def pairs(tables: Tables) -> Chart | None:
-    rows = tables.pairs
+    rows, runs = tables.pairs, run_names(tables, MOST_RUN_LETTERS)
     if rows is None:
         return None
     found = []
     keys = list(dict.fromkeys(zip(rows.texts("run_a"), rows.texts("run_b"), strict=True)))
     for a, b in keys:
-        found.append((f"{a} ~ {b}", jaccards(rows.where((rows.texts("run_a") == a) & (rows.texts("run_b") == b)))))
+        found.append(
+            (f"{runs[a]} ~ {runs[b]}", jaccards(rows.where((rows.texts("run_a") == a) & (rows.texts("run_b") == b))))
+        )
     found = [item for item in found if np.isfinite(item[1]["observed"])]
     if not found:
         return None
-    left_out = max(0, len(found) - MOST_PAIRS)
-    if left_out:
+    smallest = max(0, len(found) - MOST_PAIRS)
+    if smallest:
         found = sorted(found, key=lambda item: -abs(item[1]["observed"] - item[1]["exponent"]))[:MOST_PAIRS]
     names, places = [name for name, _ in found], list(range(len(found)))[::-1]
     observed = [item["observed"] for _, item in found]
     hover = [f"{name}: {value:.4f}" for name, value in zip(names, observed, strict=True)]
     series = [Series("observed", plain(observed), places, "points", INK, symbol="circle", width=11, hover=hover)]
-    for null, (label, _) in NULLS.items():
+    for j, (null, (label, _)) in enumerate(NULLS.items()):
         y = [item[null] for _, item in found]
         if np.isfinite(y).any():
+            # one above the other, so that nulls of equal value do not hide each other
+            apart = [place + 0.27 - 0.18 * j for place in places]
             told = [f"{name}, {label}: {value:.4f}" for name, value in zip(names, y, strict=True)]
             marks = null_points(null, [], [], told)
-            series.append(Series(marks.name, plain(y), places, "points", marks.colour, symbol=marks.symbol, hover=told))
+            series.append(Series(marks.name, plain(y), apart, "points", marks.colour, symbol=marks.symbol, hover=told))
     excess = [item["observed"] - item["exponent"] for _, item in found]
     return Chart(
         "jaccard-pairs",
-        "Agreement of pairs of runs",
+        f"Agreement of pairs of runs{tables.under}",
         "agreement",
         f"Jaccard index of {len(found)} pair{'s' if len(found) > 1 else ''}: "
         f"{span(min(observed), max(observed), '{:.3f}'.format)}; excess over the "
         f"exponent-conditioned null {span(min(excess), max(excess), '{:+.4f}'.format)}.",
         f"All coordinates pooled. {EXPLAINED}"
-        + (f" The {left_out} pairs of smallest excess are left out." if left_out else ""),
+        + (f" The {smallest} pairs of smallest excess are left out." if smallest else "")
+        + left_out(rows),
         [Panel("", series, x_title="Jaccard index", ticks=(places, names), lying=True)],
-        panel_height=26 * len(found) + 90,
+        panel_height=34 * len(found) + 90,
         header=("pair", "observed", *(label for label, _ in NULLS.values())),
         rows=[(name, *(number(item[key]) for key in ("observed", *NULLS))) for name, item in found],
     )
@@ -105,13 +123,12 @@ def by_group(tables: Tables) -> Chart | None:
     best = int(np.nanargmax(ratio))
     return Chart(
         "jaccard-by-layer",
-        "Agreement by layer and by kind",
+        f"Agreement by layer and by kind{tables.under}",
         "agreement",
         f"Jaccard index pooled over all pairs of runs. By layer, its excess over the exponent-conditioned null is "
         f"{span(float(np.nanmin(ratio)), float(np.nanmax(ratio)), '{:+.4f}'.format)}, "
         f"largest in layer {layers[best]:.0f}.",
-        "Linear layers only. The published table of arXiv 2511.08567 (Table 2) has layer 13, with the uniform null "
-        "alone.",
+        f"Linear layers only. Published values stand beside those of this analysis further below.{left_out(rows)}",
         [
             Panel("by layer", lines, x_title="layer", y_title="Jaccard index"),
             Panel("by kind", points, y_title="Jaccard index", ticks=(range(len(kinds)), kinds)),
@@ -145,7 +162,7 @@ def consensus(tables: Tables) -> Chart | None:
     last = {key: values[-1] / 100 for key, values in shares.items()}
     return Chart(
         "consensus",
-        "How many runs changed a weight",
+        f"How many runs changed a weight{tables.under}",
         "stripes",
         f"{percent(last['coordinates'], 2)} of {total:,} weights were changed by all {found['runs']} runs, "
         f"{percent(last['expected_exponent'], 2)} if runs were independent within each exponent; "

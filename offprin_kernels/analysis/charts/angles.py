@@ -6,13 +6,29 @@ import numpy as np
 
 from ..tables import Frame, Tables
 from . import choose
-from .model import Chart, Panel, Series, null_line, plain, run_line, span, thin
+from .model import Chart, Panel, Series, null_band, null_line, plain, run_line, span, thin
+from .names import MOST_TOLD, run_names, told
 
 SIDES = (("left", "output side, U"), ("right", "input side, V"))
+ISOTROPIC = "if isotropic"
+# degrees up to which the null's linear theory holds, as nulls.isotropic_angles states
+NULL_HOLDS = 10.0
+DRAWS = "Dotted: what an isotropic update of the same norm would give, median over draws{of}; the band around it runs "
+DRAWS += "from the smallest draw to the largest. "
+BEYOND = f"Above about {NULL_HOLDS:g}\N{DEGREE SIGN} that null is too small, and nothing follows from it. "
 
 
 def degrees(value: float) -> str:
     return f"{value:.3g}\N{DEGREE SIGN}"
+
+
+def null_text(null: bool, band: bool, of: str = "") -> str:
+    """What the caption says of the null, given what was measured of it."""
+    if not null:
+        return "The angle of an isotropic update was not measured, so none of these can be called large or small. "
+    if band:
+        return DRAWS.format(of=of) + BEYOND
+    return f"Dotted: one draw of an isotropic update of the same norm{of}; its scatter was not measured. " + BEYOND
 
 
 def by_layer(tables: Tables) -> Chart | None:
@@ -23,45 +39,56 @@ def by_layer(tables: Tables) -> Chart | None:
     layers = np.unique(rows.numbers("layer")[np.isfinite(rows.numbers("layer"))])
     if not len(layers):
         return None
-    layers = layers[thin(len(layers), 256)]
+    layers, names = layers[thin(len(layers), 256)], run_names(tables)
     floor = float(np.nanmax(rows.numbers("resolution_degrees")))
-    panels, resolved = [], []
-    told: dict[str, list[str]] = {run: [] for run in tables.runs}
+    panels, resolved, lines = [], [], []
+    parts: dict[str, list[str]] = {run: [] for run in tables.runs}
+    highest = dict.fromkeys(tables.runs, -np.inf)
     for side, title in SIDES:
         series = []
         for i, run in enumerate(tables.runs):
             mine = rows.where(rows.texts("run") == run)
             observed = medians(mine, f"{side}_degrees", layers, resolved=True)
-            null = medians(mine, f"{side}_degrees_isotropic", layers)
+            null, low, high = (medians(mine, f"{side}_degrees_isotropic{end}", layers) for end in ("", "_low", "_high"))
             hover = f"{run}, layer %{{x}}: %{{y:.3g}}\N{DEGREE SIGN}"
-            series.append(run_line(i, run, layers, observed, hover))
+            if np.isfinite(low * high).any():
+                series.append(null_band(i, ISOTROPIC, layers, low, high))
+            series.append(run_line(i, names[run], layers, observed, hover))
             if np.isfinite(null).any():
                 hover = f"{run}, if isotropic, layer %{{x}}: %{{y:.3g}}\N{DEGREE SIGN}"
-                series.append(null_line(i, "if isotropic", layers, null, hover))
+                series.append(null_line(i, ISOTROPIC, layers, null, hover))
             known = observed[np.isfinite(observed)]
-            told[run].append(f"{span(known.min(), known.max(), degrees)} {side}" if len(known) else f"none {side}")
+            said = f"{span(known.min(), known.max(), degrees)} {side}" if len(known) else f"none {side}"
+            parts[run].append(said)
+            highest[run] = max(highest[run], known.max(initial=-np.inf))
             resolved.append(len(known))
+            lines.append(
+                (run, side, *(f"{len(known)} of {len(layers)}",), *(middle(v) for v in (known, null, low, high)))
+            )
         panels.append(Panel(f"{side} ({title})", series, x_title="layer", y_title="largest angle, degrees", log_y=True,
                             floor=(floor, "resolution")))  # fmt: skip
-    said = [f"{run}: {', '.join(parts)}" for run, parts in told.items()]
+    every = {run: (float(highest[run]), f" {', '.join(said)}") for run, said in parts.items()}
     clear = f"Resolved in {span(min(resolved), max(resolved), '{:,}'.format)} of {len(layers):,} layers."
-    null_text = (
-        "Dotted: what an isotropic update of the same norm would give. "
-        if rows.has("left_degrees_isotropic")
-        else "The angle of an isotropic update was not measured, so none of these can be called large or small. "
-    )
+    nulls = null_text(rows.has("left_degrees_isotropic"), rows.has("left_degrees_isotropic_low"), ", as over matrices")
     return Chart(
         "angles-by-layer",
         "Largest principal angle by layer",
         "angles",
-        f"Largest principal angle between top-k subspaces before and after tuning, by layer. {'; '.join(said)}. "
+        f"Largest principal angle between top-k subspaces before and after tuning, by layer: {told(every, names)}. "
         f"{clear}",
-        f"Median over the matrices of a layer; an angle below resolution counts as the smallest. {null_text}"
+        f"Median over the matrices of a layer; an angle below resolution counts as the smallest. {nulls}"
         "Shaded: below the coarsest resolution of any matrix.",
         panels,
         across=2,
         panel_height=330,
+        header=("run", "side", "layers resolved", "median layer", ISOTROPIC, "smallest draw", "largest draw"),
+        rows=lines,
     )
+
+
+def middle(values: np.ndarray) -> str:
+    known = values[np.isfinite(values)]
+    return degrees(float(np.median(known))) if len(known) else "-"
 
 
 def medians(rows: Frame, column: str, layers: np.ndarray, *, resolved: bool = False) -> np.ndarray:
@@ -71,8 +98,8 @@ def medians(rows: Frame, column: str, layers: np.ndarray, *, resolved: bool = Fa
     for i, layer in enumerate(layers):
         found = values[of == layer]
         found = np.where(np.isfinite(found), found, -np.inf) if resolved else found[np.isfinite(found)]
-        middle = float(np.median(found)) if len(found) else np.nan
-        result[i] = middle if np.isfinite(middle) else np.nan
+        value = float(np.median(found)) if len(found) else np.nan
+        result[i] = value if np.isfinite(value) else np.nan
     return result
 
 
@@ -82,14 +109,14 @@ def curves(tables: Tables) -> list[Chart]:
 
 
 def curves_of(tables: Tables, layer: int) -> Chart | None:
-    names = choose.matrices(tables, layer)
-    stored = tables.chosen("curves", list(names.values()))
+    matrices, names = choose.matrices(tables, layer), run_names(tables)
+    stored = tables.chosen("curves", list(matrices.values()))
     if stored is None:
         return None
     rows = {(row["run"], row["name"]): row for row in stored.rows()}
-    panels, known, everything, nulls = [], 0, 0, False
+    panels, known, everything = [], 0, 0
     largest: dict[str, float] = {}
-    for kind, name in names.items():
+    for kind, name in matrices.items():
         for side, _ in SIDES:
             series = []
             floors = []
@@ -98,48 +125,53 @@ def curves_of(tables: Tables, layer: int) -> Chart | None:
                 if row is None or row[side] is None:
                     continue
                 floors.append(row["resolution_degrees"] or 0.0)
-                values = [np.nan if value is None else value for value in row[side]]
+                values = numbers(row[side])
                 known, everything = known + int(np.isfinite(values).sum()), everything + len(values)
                 if np.isfinite(values).any():
                     largest[run] = max(largest.get(run, 0.0), float(np.nanmax(values)))
-                series.append(curve(run, values, i))
-                if row.get(f"{side}_isotropic"):
-                    nulls = True
-                    series.append(curve(run, row[f"{side}_isotropic"], i, null=True))
+                series += curve(i, run, names[run], row, side)
             if series:
                 floor = (max(floors), "resolution") if max(floors) > 0 else None
-                panels.append(Panel(f"{kind}, {side}", series, y_title="degrees", log_x=True, log_y=True, floor=floor))
+                panels.append(Panel(f"{kind}, {side}", series, x_title="number of the angle", y_title="degrees",
+                                    log_x=True, log_y=True, floor=floor))  # fmt: skip
     if not panels:
         return None
+    many = len(names) > MOST_TOLD  # curves lie close: give them room
+    found = {series.marks for panel in panels for series in panel.series if series.group}
+    said = {run: (value, f" {degrees(value)}") for run, value in largest.items()}
     return Chart(
         f"angle-curves-layer-{layer}",
         f"All principal angles, layer {layer}",
         "angles",
         f"Principal angles of layer {layer}, from the largest to the smallest: {known:,} of {everything:,} angles are "
-        "above their resolution. Largest of any matrix: "
-        + (", ".join(f"{run} {degrees(value)}" for run, value in largest.items()) or "none resolved")
-        + ".",
+        f"above their resolution. Largest of any matrix: {told(said, names, ', ') or 'none resolved'}.",
         "Angle 1 is the largest. A curve ends where its angles fall below resolution (shaded): they are unknown there, "
-        "not zero. "
-        + (
-            "Dotted: the angles that an isotropic update of the same norm would give (expected values; their "
-            "spread was not measured)."
-            if nulls
-            else "The angles of an isotropic update were not measured."
-        ),
+        f"not zero. {null_text('line' in found, 'band' in found, ', at each number')}".rstrip(),
         panels,
-        across=4 if len(panels) > 4 else 2,
-        panel_height=200,
+        across=2 if many or len(panels) <= 4 else 4,
+        panel_height=300 if many else 224,
     )
 
 
-def curve(run: str, values, i: int, null: bool = False) -> Series:
-    """Angles against their number, thinned evenly on the logarithmic axis."""
-    picked = log_thin(len(values))
-    x, y = picked + 1, plain([values[j] for j in picked])
-    name = f"{run}, if isotropic" if null else run
-    hover = f"{name}, angle %{{x}}: %{{y:.3g}}\N{DEGREE SIGN}"
-    return null_line(i, "if isotropic", x, y, hover) if null else run_line(i, name, x, y, hover, 1.8)
+def numbers(values) -> np.ndarray:
+    """A stored list, with NaN for null."""
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def curve(i: int, run: str, label: str, row: dict, side: str) -> list[Series]:
+    """Angles against their number over their null, thinned evenly on the logarithmic axis."""
+    picked = log_thin(len(row[side]))
+    x = picked + 1
+    null, low, high = (row.get(f"{side}_isotropic{end}") for end in ("", "_low", "_high"))
+    found = []
+    if low and high:
+        found.append(null_band(i, ISOTROPIC, x, numbers(low)[picked], numbers(high)[picked]))
+    hover = f"{run}, angle %{{x}}: %{{y:.3g}}\N{DEGREE SIGN}"
+    found.append(run_line(i, label, x, plain(numbers(row[side])[picked]), hover, 1.8))
+    if null:
+        hover = f"{run}, if isotropic, angle %{{x}}: %{{y:.3g}}\N{DEGREE SIGN}"
+        found.append(null_line(i, ISOTROPIC, x, plain(numbers(null)[picked]), hover))
+    return found
 
 
 def log_thin(length: int, most: int = 64) -> np.ndarray:

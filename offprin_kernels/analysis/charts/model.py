@@ -10,28 +10,34 @@ import numpy as np
 
 from ..text import percent
 
-# Okabe and Ito's colours, which people with any colour vision tell apart; runs take them in turn.
-RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F6000", "#332288")
+# Colours that people with any colour vision tell apart (Okabe and Ito), and more for many runs, which then differ in
+# dashes and symbols as well.
+RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F6000", "#332288",
+               "#AA4499", "#44AA99", "#999933", "#661100", "#6699CC", "#DDAA88")  # fmt: skip
+ROUND = 8  # runs of solid lines and circles
 INK, GREY = "#222222", "#6B6B6B"
-DASHES = ("solid", "dashdot", "longdash")  # a second round of runs differs in these
+DASHES = ("solid", "dashdot", "longdash")
+SYMBOLS = ("circle", "square", "diamond")
 DIVERGING = ((0.0, "#1B5E9B"), (0.25, "#8FBADB"), (0.5, "#F7F7F5"), (0.75, "#EDB27A"), (1.0, "#A8480A"))
 MOST_POINTS = 64  # of a curve
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one thing. ``marks``: a line, points, bars, or ticks (short strokes where a null model lies)."""
+    """Points of one thing. ``marks``: a line, points, bars, ticks (short strokes where a null model lies), or a band
+    between ``y`` and ``top``."""
 
     name: str
     x: Sequence[float | None]
     y: Sequence[float | None]
-    marks: Literal["line", "points", "bars", "ticks"] = "line"
+    marks: Literal["line", "points", "bars", "ticks", "band"] = "line"
     colour: str = INK
     dash: str = "solid"  # solid, dash, dot, dashdot or longdash
-    width: float = 2.0
+    width: float = 2.0  # of lines and ticks in pixels, of bars in units of x
     symbol: str = "circle"
     hover: str | Sequence[str] = ()  # a text for each point, or one with %{x} and %{y} in it
     group: str = ""  # what the legend switches on and off; its name where empty
+    top: Sequence[float | None] = ()  # of a band
 
     @property
     def key(self) -> str:
@@ -97,9 +103,20 @@ def run_line(run: int, name: str, x, y, hover: str | Sequence[str], width: float
 
 
 def null_line(run: int, name: str, x, y, hover: str | Sequence[str]) -> Series:
-    """What a null model, or a bound, says of a run: its colour, thin and dotted. The legend has one entry for all "
-    "runs."""
+    """What a null model, or a bound, says of a run: its colour, thin and dotted. One entry of the legend for all."""
     return Series(name, plain(x), plain(y), colour=colour(run), dash="dot", width=1.2, hover=hover, group=name)
+
+
+def null_band(run: int, name: str, x, low, high) -> Series:
+    """Where the draws of a null model lie, in the run's colour; the legend switches it with the null's line."""
+    known = np.isfinite(low) & np.isfinite(high) & (np.asarray(low) > 0)
+    x, low, high = (plain(np.asarray(values)[known]) for values in (x, low, high))
+    return Series(name, x, low, "band", colour(run), group=name, top=high)
+
+
+def null_ticks(name: str, x, y, apart: float) -> Series:
+    """Short black strokes where a null model lies, no wider than the pixels ``apart`` that runs stand."""
+    return Series(name, x, plain(y), "ticks", INK, width=max(4.0, min(13.0, apart)))
 
 
 def colour(run: int) -> str:
@@ -107,7 +124,11 @@ def colour(run: int) -> str:
 
 
 def dash(run: int) -> str:
-    return DASHES[run // len(RUN_COLOURS) % len(DASHES)]
+    return DASHES[run // ROUND % len(DASHES)]
+
+
+def symbol(run: int) -> str:
+    return SYMBOLS[run // ROUND % len(SYMBOLS)]
 
 
 def thin(length: int, most: int = MOST_POINTS) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Ranges of logarithmic axes and lengths of labels, the same whoever draws the chart."""
+"""Ranges and ticks of logarithmic axes, the same whoever draws the chart."""
 
 from __future__ import annotations
 
@@ -7,15 +7,6 @@ import math
 import numpy as np
 
 from .model import Panel
-
-MOST_LETTERS = 34
-
-
-def shorten(label: str, most: int = MOST_LETTERS) -> str:
-    """Its beginning and end, where a name is too long for an axis."""
-    if len(label) <= most:
-        return label
-    return f"{label[: most // 2]}\N{HORIZONTAL ELLIPSIS}{label[len(label) - most // 2 + 1 :]}"
 
 
 def log_range(columns, margin: float = 1.25) -> tuple[float, float]:
@@ -32,7 +23,7 @@ def spread(panel: Panel) -> tuple[float, float]:
     """Of the y axis: the data, and a strip of what lies below resolution."""
     if panel.y_range:
         return round(math.log10(panel.y_range[0]), 4), round(math.log10(panel.y_range[1]), 4)
-    columns = [series.y for series in panel.series]
+    columns = [values for series in panel.series for values in (series.y, series.top)]
     if panel.floor:
         columns = [*columns, [panel.floor[0] * 2]]
     low, high = log_range(columns)

@@ -7,13 +7,15 @@ import numpy as np
 from ..tables import Tables
 from . import choose
 from .model import Chart, Heat, Panel, listed
+from .names import run_names
 
 BINS = 160
 MOST_STRIPS = 12
+STRIPED = 1.5  # times chance, from which a matrix is called striped
 CAPTION = (
     "Each strip is one run: a bin is the density of changed weights there over that of the whole matrix. {together}"
     "In a matrix without stripes, chance alone moves a bin by about {noise} (one standard deviation, mean over "
-    "runs, the largest over panels). {heads}"
+    "runs, the largest over panels). {heads}{shown}"
 )
 TOGETHER = "Stripes that stand at the same place in several strips are places on which the runs agree. "
 HEADS = "Black lines bound the attention heads, as the base's config.json has them."
@@ -26,8 +28,8 @@ def chart(tables: Tables) -> list[Chart]:
 
 
 def of_layer(tables: Tables, layer: int) -> Chart | None:
-    names = choose.matrices(tables, layer)
-    stripes = tables.chosen("stripes", list(names.values()))
+    matrices, names = choose.matrices(tables, layer), run_names(tables)
+    stripes = tables.chosen("stripes", list(matrices.values()))
     if stripes is None:
         return None
     rows: dict[tuple[str, str], list[dict]] = {}
@@ -35,7 +37,7 @@ def of_layer(tables: Tables, layer: int) -> Chart | None:
         rows.setdefault((row["name"], row["axis"]), []).append(row)
     found = [
         built
-        for kind, name in names.items()
+        for kind, name in matrices.items()
         for axis in ("row", "column")
         if (built := densities(tables, rows.get((name, axis), []), kind, axis))
     ]
@@ -46,13 +48,21 @@ def of_layer(tables: Tables, layer: int) -> Chart | None:
     panels = [
         Panel(
             f"{item['kind']}, {item['axis']}s" + (f" ({item['heads']} heads)" if item["heads"] else ""),
-            heat=Heat(item["strips"], item["edges"].tolist(), np.round(item["z"], 4).tolist(), round(reach, 4)),
+            heat=Heat(
+                [names[run] for run in item["strips"]],
+                item["edges"].tolist(),
+                np.round(item["z"], 4).tolist(),
+                round(reach, 4),
+            ),
+            x_title=f"{item['axis']} of the weight",
             boundaries=np.linspace(0, item["length"], item["heads"] + 1)[1:-1].tolist() if item["heads"] else (),
         )
         for item in found
     ]
-    strong = max(found, key=lambda item: item["spread"] / item["noise"] if item["noise"] else 0.0)
-    strips = len(found[0]["strips"])
+    strong = max(found, key=against_chance)
+    times = against_chance(strong)
+    strips = max(len(item["strips"]) for item in found)
+    left = max(item["runs"] - len(item["strips"]) for item in found)
     noise = max(item["noise"] for item in found)
     tops = [
         f"{item['kind']} {item['axis']}s {100 * item['spread']:.1f} % ({100 * item['noise']:.1f} %)"
@@ -60,19 +70,24 @@ def of_layer(tables: Tables, layer: int) -> Chart | None:
     ]
     return Chart(
         f"stripes-layer-{layer}",
-        f"Rows and columns that changed, layer {layer}",
+        f"Rows and columns that changed, layer {layer}{tables.under}",
         "stripes",
         f"Densities of changed weights by row and column in layer {layer}. Bins stray from the matrix's own density "
-        f"most in {listed(tops)}; in brackets what chance brings. Against chance, {strong['kind']} {strong['axis']}s "
-        "are the most striped.",
+        f"most in {listed(tops)}; in brackets what chance brings. "
+        + (
+            f"Against chance, {strong['kind']} {strong['axis']}s are the most striped, {times:.1f} times."
+            if times > STRIPED
+            else f"None strays by more than {STRIPED:g} times that: no stripes are to be told from chance."
+        ),
         CAPTION.format(
             together=TOGETHER if strips > 1 else "",
             noise=f"{100 * noise:.1f} %",
             heads=HEADS if any(item["heads"] for item in found) else NO_HEADS,
+            shown=f" The first {strips} of {strips + left} runs that changed anything are shown." if left else "",
         ),
         panels,
         across=2,
-        panel_height=16 * strips + 72,
+        panel_height=14 * strips + 88,
         header=("matrix", "axis", "standard deviation of bins", "by chance"),
         rows=[
             (item["kind"], item["axis"], f"{100 * item['spread']:.2f} %", f"{100 * item['noise']:.2f} %")
@@ -84,7 +99,8 @@ def of_layer(tables: Tables, layer: int) -> Chart | None:
 
 def densities(tables: Tables, rows: list[dict], kind: str, axis: str) -> dict | None:
     """Relative densities of bins by run; None where nothing changed, or a run's stripes are not there."""
-    rows = [row for row in rows if row["counts"] and row["length"] and sum(row["counts"])][:MOST_STRIPS]
+    every = [row for row in rows if row["counts"] and row["length"] and sum(row["counts"])]
+    rows = every[:MOST_STRIPS]
     if not rows:
         return None
     length, across = len(rows[0]["counts"]), rows[0]["length"]
@@ -101,4 +117,9 @@ def densities(tables: Tables, rows: list[dict], kind: str, axis: str) -> dict | 
     strips = [row["run"] for row in rows]
     spread, noise = float(np.mean([line.std() for line in z])), float(np.mean(chance))
     return {"kind": kind, "axis": axis, "length": length, "heads": heads, "edges": edges, "strips": strips, "z": z,
-            "noise": noise, "spread": spread}  # fmt: skip
+            "runs": len(every), "noise": noise, "spread": spread}  # fmt: skip
+
+
+def against_chance(item: dict) -> float:
+    """How far bins stray, in units of what chance brings."""
+    return item["spread"] / item["noise"] if item["noise"] else 0.0

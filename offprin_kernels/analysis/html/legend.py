@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from html import escape
 
-from ..charts.model import DIVERGING, INK, Chart, Series
+from ..charts.model import DIVERGING, INK, RUN_COLOURS, Chart, Series
 
 DASHES = {"solid": "", "dash": "6 4", "dot": "2 3", "dashdot": "7 3 2 3", "longdash": "11 4"}
 SYMBOLS = {
     "circle": '<circle cx="{x}" cy="6" r="4" fill="{c}"/>',
+    "square": '<rect x="{a}" y="2" width="8" height="8" fill="{c}"/>',
+    "diamond": '<path d="M{x} 1l5 5-5 5-5-5z" fill="{c}"/>',
     "circle-open": '<circle cx="{x}" cy="6" r="4" fill="none" stroke="{c}" stroke-width="1.8"/>',
     "square-open": '<rect x="{a}" y="2" width="8" height="8" fill="none" stroke="{c}" stroke-width="1.8"/>',
     "diamond-open": '<path d="M{x} 1l5 5-5 5-5-5z" fill="none" stroke="{c}" stroke-width="1.8"/>',
@@ -37,9 +39,12 @@ def swatch(series: Series) -> str:
         return picture(12, f'<rect width="12" height="12" fill="{series.colour}"/>')
     if series.marks == "ticks":
         return picture(14, f'<path d="M0 6h14" stroke="{series.colour}" stroke-width="2.4"/>')
+    if series.marks == "band":
+        return picture(14, f'<rect y="1" width="14" height="10" fill="{INK}" opacity="0.2"/>')
     if series.marks == "points":
         return picture(12, SYMBOLS[series.symbol].format(x=6, a=2, c=series.colour))
-    pattern, colour = DASHES[series.dash], INK if series.group else series.colour
+    colour = INK if series.group and series.colour in RUN_COLOURS else series.colour
+    pattern = DASHES[series.dash]
     dashes = f' stroke-dasharray="{pattern}"' if pattern else ""
     return picture(28, f'<path d="M0 6h28" stroke="{colour}" stroke-width="{min(4, max(1.6, series.width))}"{dashes}/>')
 

@@ -11,8 +11,10 @@ from ..._version import __version__
 from ...output import OutputError, strict
 from ..charts import Chart, charts
 from ..charts.model import INK, colour
+from ..charts.names import run_names
 from ..reconciliation import reconcile
 from ..tables import Tables
+from . import published
 from . import tables as parts
 from .agreement import agreement
 from .legend import legend
@@ -21,6 +23,8 @@ from .words import summary as in_words
 
 HERE = Path(__file__).parent
 MOST_ROWS = 120  # of a table of a figure's data
+MOST_NAMES = 3  # of runs in the title
+MOST_CARDS = 6  # of runs that are open from the start
 SPECTRUM, ENERGY, MASKS = (
     f"Not measured (<code>--metrics {name}</code> adds it), or nothing changed."
     for name in ("spectrum", "energy", "masks")
@@ -40,6 +44,7 @@ SECTIONS = (
     ("overlap", "Principal, small and safe weights", MASKS),
     ("agreement", "Agreement of runs", "One run has none to agree with."),
 )
+COUNTING = ("sparsity", "stripes", "overlap", "agreement")  # of changed weights: they depend on the rule
 REST = (
     ("bounds", "Bounds beside observations"),
     ("reconciliation", "What papers call sparsity and rotation"),
@@ -57,8 +62,9 @@ All columns: <code>tensors.parquet</code> and <code>geometry.parquet</code>, or
 <code>offprin_kernels.analysis.load</code>.</p>
 """
 BOUNDS = """
-<p>Medians over matrices. <b>Closest</b>: the largest observation as a share of its bound. <b>Without</b>: matrices
-where the bound says nothing (no gap, or a bound of 90 degrees and more) or the angle is below resolution.
+<p>Medians over matrices; "of W": in the unit of the weights. <b>Closest</b>: the largest observation as a share of its
+bound. <b>Without</b>: matrices where the bound says nothing (no gap, or a bound of 90 degrees and more) or the angle is
+below resolution. Mirsky, Weyl and Ky Fan bound what an update can do at most, whatever its direction.
 <b>Exceeded</b> counts violations beyond the measurement's own error, and should be 0.</p>
 """
 DEFINITIONS = """
@@ -78,10 +84,13 @@ def build(tables: Tables) -> str:
     """The report as HTML. Equal input, equal text. Raises OutputError where plotly is missing."""
     script = plotly()
     found = charts(tables)
-    title = f"{', '.join(tables.runs)} against their base"
+    title = title_of(tables.runs)
     body = [
         header(tables, title),
-        *(section(key, heading, [c for c in found if c.section == key], missing) for key, heading, missing in SECTIONS),
+        *(
+            section(key, heading + tables.under * (key in COUNTING), [c for c in found if c.section == key], missing)
+            for key, heading, missing in SECTIONS
+        ),
         *rest(tables),
     ]
     return "".join(
@@ -101,6 +110,11 @@ def build(tables: Tables) -> str:
             f"<script>\n{(HERE / 'page.js').read_text()}</script>\n</body>\n</html>\n",
         ]
     )
+
+
+def title_of(runs: Sequence[str]) -> str:
+    named = ", ".join(runs) if len(runs) <= MOST_NAMES else f"{len(runs)} runs"
+    return f"{named} against {'its' if len(runs) == 1 else 'their'} base"
 
 
 def plotly() -> str:
@@ -139,27 +153,44 @@ def header(tables: Tables, title: str) -> str:
         f"weight counts as changed under the rule <code>{escape(rule)}</code>. Every number stands beside its null "
         "model, bound or resolution; where one is missing, nothing is claimed."
     )
-    top = f'<h1>{escape(title)}</h1>\n<p class="lead">{lead}</p>{state}'
+    top = f'<h1>{escape(title)}</h1>\n<p class="lead">{lead}</p>{key_of_names(tables)}{state}'
     return f'{top}\n<section id="summary">{summary(tables)}</section>'
 
 
 def summary(tables: Tables) -> str:
     """In short, then a card for each run, and one for their agreement."""
     short, findings = in_words(tables)
-    cards = [("In short", short, INK)]
-    cards += [(escape(run), [f.text for f in found], colour(i)) for i, (run, found) in enumerate(findings.items())]
+    found = [card("In short", short, INK)]
+    shut = len(findings) > MOST_CARDS
+    for i, (run, of_run) in enumerate(findings.items()):
+        found.append(card(escape(run), [finding.text for finding in of_run], colour(i), shut))
     if len(findings) > 1:
-        cards.append(("Do the runs agree?", agreement(tables), INK))
-    return "\n".join(
-        f'<div class="words" style="border-left-color:{paint}"><h3>{title}</h3><ul>'
-        f"{''.join(f'<li>{line}</li>' for line in lines)}</ul></div>"
-        for title, lines, paint in cards
-    )
+        found.append(card("Do the runs agree?", agreement(tables), INK))
+    return "\n".join(found)
+
+
+def card(title: str, lines: Sequence[str], paint: str, shut: bool = False) -> str:
+    """Sentences in a frame; ``shut``: only the title, until it is opened or printed."""
+    told = f"<ul>{''.join(f'<li>{line}</li>' for line in lines)}</ul>"
+    style = f'class="words" style="border-left-color:{paint}"'
+    if shut:
+        return f"<details {style.replace('words', 'words print')}><summary><b>{title}</b></summary>{told}</details>"
+    return f"<div {style}><h3>{title}</h3>{told}</div>"
+
+
+def key_of_names(tables: Tables) -> str:
+    """What shortened names stand for; empty where none is."""
+    names = run_names(tables)
+    rows = [[escape(short), escape(run)] for run, short in names.items() if short != run]
+    if not rows:
+        return ""
+    told = parts.table(("in figures", "run"), rows, text=(1,))
+    return f'<details class="print"><summary>Names of the runs as figures shorten them</summary>{told}</details>'
 
 
 def section(key: str, heading: str, found: Sequence[Chart], missing: str) -> str:
     body = "\n".join(map(picture, found)) or f'<p class="missing">{missing}</p>'
-    return f'<section id="{key}"><h2>{heading}</h2>\n{body}</section>'
+    return f'<section id="{key}"><h2>{escape(heading)}</h2>\n{body}</section>'
 
 
 def picture(chart: Chart) -> str:
@@ -183,7 +214,7 @@ def rest(tables: Tables) -> list[str]:
     """Tables, from bounds to provenance."""
     texts = {
         "bounds": BOUNDS + (parts.bounds(tables) or f'<p class="missing">{SPECTRUM}</p>'),
-        "reconciliation": DEFINITIONS + parts.reconciliation(reconcile(tables)),
+        "reconciliation": DEFINITIONS + published.reconciliation(reconcile(tables)) + published.agreement(tables),
         "matrices-section": TOOLS,
         "ledger": parts.ledger(tables),
         "provenance": f'{parts.provenance(tables)}<p class="lead">Report by offprin-kernels {__version__}.</p>',

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from ..charts.model import DIVERGING, GREY, INK, Chart, Panel, Series
-from ..charts.scale import log_range, log_ticks, shorten, spread
+from ..charts.names import shorten
+from ..charts.scale import log_range, log_ticks, spread
 
 WIDTH = 960  # the page's column, which the pixels below are shares of
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -15,6 +17,7 @@ TITLE, AXIS, RIGHT = 26, 46, 14  # pixels above a panel, below it, and to its ri
 TOP = 24  # pixels above all panels, for the buttons that appear there
 LETTER = 6.6  # pixels of a letter in a tick label
 GRID = "#E6E6E2"
+BAND = 0.18  # opacity of a null's band
 
 
 def figure(chart: Chart) -> dict:
@@ -49,11 +52,16 @@ def row_heights(chart: Chart) -> list[int]:
     return [chart.panel_height + max(below(chart, panel) - AXIS for panel in row if row) for row in rows]
 
 
+def longest(labels: Sequence[str]) -> int:
+    """Letters of the longest label as it is drawn."""
+    return max(map(len, shorten(labels)))
+
+
 def gutter(panel: Panel) -> float:
     """Pixels to the left of a panel, for tick labels and the title of its y axis."""
     labels = list(panel.heat.strips) if panel.heat else list(panel.ticks[1]) if panel.lying and panel.ticks else []
     if labels:
-        return min(270.0, 14 + LETTER * max(len(shorten(label)) for label in labels))
+        return min(270.0, 14 + LETTER * longest(labels))
     return 72.0
 
 
@@ -62,16 +70,16 @@ def slanted(chart: Chart, panel: Panel) -> bool:
     if panel.ticks is None or panel.lying:
         return False
     room = (WIDTH / chart.across - gutter(panel) - RIGHT) / max(1, len(panel.ticks[1]))
-    return LETTER * max(len(shorten(label)) for label in panel.ticks[1]) > room - 6
+    return LETTER * longest(panel.ticks[1]) > room - 6
 
 
 def below(chart: Chart, panel: Panel) -> int:
     if panel.heat:
-        return 24
+        return AXIS - 6  # its ticks are smaller
     if not slanted(chart, panel):
         return AXIS if panel.x_title or not panel.ticks else 28
     assert panel.ticks is not None
-    return int(22 + 0.68 * LETTER * max(len(shorten(label)) for label in panel.ticks[1]))
+    return int(22 + 0.68 * LETTER * longest(panel.ticks[1]))
 
 
 def domain(chart: Chart, index: int) -> tuple[list[float], list[float]]:
@@ -141,7 +149,7 @@ def x_look(chart: Chart, panel: Panel) -> dict:
         places, labels = panel.ticks
         return {
             "tickvals": list(places),
-            "ticktext": [shorten(label) for label in labels],
+            "ticktext": shorten(labels),
             "tickangle": -42 if slanted(chart, panel) else 0,
             "range": [-0.6, len(labels) - 0.4],
             "showgrid": False,
@@ -161,11 +169,11 @@ def log_look(low: float, high: float) -> dict:
 def y_look(panel: Panel) -> dict:
     if panel.heat:
         strips = panel.heat.strips
-        return {"tickvals": list(range(len(strips))), "ticktext": [shorten(name) for name in strips], "ticks": "",
-                "autorange": "reversed", "showgrid": False, "tickfont": {"size": 10.5}}  # fmt: skip
+        return {"tickvals": list(range(len(strips))), "ticktext": shorten(strips), "ticks": "",
+                "range": [len(strips) - 0.5, -0.5], "showgrid": False, "tickfont": {"size": 10.5}}  # fmt: skip
     if panel.lying and panel.ticks:
         places, labels = panel.ticks
-        return {"tickvals": list(places), "ticktext": [shorten(label) for label in labels],
+        return {"tickvals": list(places), "ticktext": shorten(labels),
                 "range": [-0.7, len(labels) - 0.3]}  # fmt: skip
     if panel.log_y:
         low, high = spread(panel)
@@ -182,7 +190,8 @@ def heatmap(panel: Panel, x_axis: str, y_axis: str) -> dict:
         "type": "heatmap", "xaxis": x_axis, "yaxis": y_axis, "x": list(heat.edges), "z": heat.z,
         "zmin": 1 - heat.reach, "zmax": 1 + heat.reach, "colorscale": [list(stop) for stop in DIVERGING],
         "showscale": False, "ygap": 1.5,
-        "hovertemplate": f"{panel.title}<br>around %{{x:.0f}}: %{{z:.3f}} of the matrix's density<extra></extra>",
+        "hovertemplate": f"{panel.title}<br>%{{y}}, around %{{x:.0f}}: %{{z:.3f}} of the matrix's density"
+        "<extra></extra>",
     }  # fmt: skip
 
 
@@ -197,6 +206,8 @@ def boundaries(panel: Panel, x_axis: str, y_axis: str) -> dict:
 
 
 def trace(series: Series, x_axis: str, y_axis: str) -> dict:
+    if series.marks == "band":
+        return band(series, x_axis, y_axis)
     found: dict = {"type": "scatter", "name": series.name, "xaxis": x_axis, "yaxis": y_axis, "x": list(series.x),
                    "y": list(series.y), "legendgroup": series.key}  # fmt: skip
     if isinstance(series.hover, str):
@@ -211,9 +222,19 @@ def trace(series: Series, x_axis: str, y_axis: str) -> dict:
         if sum(value is not None for value in series.y) == 1:
             found |= {"mode": "markers", "marker": {"color": series.colour, "size": 7}}
     elif series.marks == "ticks":
-        found |= {"mode": "markers", "marker": {"symbol": "line-ew-open", "size": 13, "color": series.colour,
+        found |= {"mode": "markers", "marker": {"symbol": "line-ew-open", "size": series.width, "color": series.colour,
                                                 "line": {"width": 2.2, "color": series.colour}}}  # fmt: skip
     else:
         found |= {"mode": "markers", "marker": {"symbol": series.symbol, "size": 9, "color": series.colour,
                                                 "line": {"width": 1.8, "color": series.colour}}}  # fmt: skip
     return found
+
+
+def band(series: Series, x_axis: str, y_axis: str) -> dict:
+    """One outline, there along the bottom and back along the top, filled."""
+    red, green, blue = (int(series.colour[i : i + 2], 16) for i in (1, 3, 5))
+    return {
+        "type": "scatter", "mode": "lines", "name": series.name, "legendgroup": series.key, "xaxis": x_axis,
+        "yaxis": y_axis, "x": [*series.x, *reversed(series.x)], "y": [*series.y, *reversed(series.top)],
+        "fill": "toself", "fillcolor": f"rgba({red},{green},{blue},{BAND})", "line": {"width": 0}, "hoverinfo": "skip",
+    }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The tables of the page: bounds, reconciliation, ledger, provenance, and the data of the table of matrices."""
+"""The tables of the page: bounds, ledger, provenance, and the data of the table of matrices."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from html import escape
 import numpy as np
 
 from ..bounds import beside
-from ..reconciliation import Row
 from ..tables import Tables
+from ..text import percent
 
 EMPTY = "\N{EN DASH}"
 MOST_TOLD = 40  # tensors that were not compared, of each run; summary.json has all
@@ -42,79 +42,32 @@ def bounds(tables: Tables) -> str:
     for found in beside(tables):
         if found.bound.name == "Mirsky":
             rows.append([escape(found.run)])
-        numbers = [value(found.observed), value(found.allowed), value(found.closest)]
+        medians = [value(number) for number in (found.observed, found.allowed)]
         rows.append(
             [
-                found.bound.name, escape(found.bound.formula), f"{found.matrices:,}", f"{found.without:,}", *numbers,
+                found.bound.name, escape(found.bound.formula), f"{found.matrices:,}", f"{found.without:,}", *medians,
+                found.bound.unit or EMPTY, percent(found.closest, 1) if found.closest is not None else EMPTY,
                 f"{found.exceeded:,}" if found.matrices else EMPTY,
             ]
         )  # fmt: skip
     if not rows:
         return ""
-    header = ("bound", "says", "matrices", "without", "observed, median", "bound, median", "closest", "exceeded")
-    return table(header, rows, text=(1,))
+    header = (
+        "bound",
+        "says",
+        "matrices",
+        "without",
+        "observed, median",
+        "bound, median",
+        "unit",
+        "closest",
+        "exceeded",
+    )
+    return table(header, rows, text=(1, 6))
 
 
 def value(number: float | None) -> str:
     return EMPTY if number is None else f"{number:.3g}"
-
-
-def reconciliation(rows: Sequence[Row]) -> str:
-    """One table: a line for each definition and set of tensors, a column for each run."""
-    found: dict[tuple, list[Row]] = {}
-    for row in rows:
-        found.setdefault((row.group, row.definition, row.scope), []).append(row)
-    runs = list(dict.fromkeys(row.run for row in rows))
-    body, group, definition = [], "", ""
-    for of_runs in found.values():
-        first = of_runs[0]
-        if first.group != group:
-            group = first.group
-            body.append(f'<tr class="group"><td colspan="{3 + len(runs)}">{group}</td></tr>')
-        about = ""
-        if first.definition != definition:
-            definition = first.definition
-            scopes = sum(key[:2] == (group, definition) for key in found)
-            about = (
-                f'<td class="about" rowspan="{scopes}"><b>{escape(definition)}</b><br>{escape(first.formula)}<br>'
-                f"<small>{escape(first.source)}<br><code>{escape(first.column)}</code></small></td>"
-            )
-        body.append(f"<tr>{about}{line(of_runs)}</tr>")
-    heads = "".join(f'<th scope="col">{escape(run)}</th>' for run in runs)
-    top = f'<th scope="col">definition</th><th scope="col" class="text">of</th><th scope="col">published</th>{heads}'
-    inside = f"<thead><tr>{top}</tr></thead><tbody>{''.join(body)}</tbody>"
-    return f'<div class="scroll"><table class="wide">{inside}</table></div>'
-
-
-def line(of_runs: list[Row]) -> str:
-    """What runs share is said once: the scope, the published ranges, a note; and where nothing was counted, that."""
-    first = of_runs[0]
-    notes = {row.note for row in of_runs}
-    shared = first.note if len(notes) == 1 and first.value is not None else ""
-    ranges = [f"{kind} {text}" for kind, text in (("RLVR", first.rlvr), ("SFT", first.sft)) if text]
-    told = f"<br><small>{escape(shared)}</small>" if shared else ""
-    cells = [
-        f'<td class="text">{first.scope}<br><small>{first.tensors:,} tensors</small>{told}</td>',
-        f"<td>{'<br>'.join(map(escape, ranges)) or EMPTY}</td>",
-    ]
-    if all(row.value is None for row in of_runs) and len({row.shown for row in of_runs}) == 1:
-        return "".join(cells) + f'<td colspan="{len(of_runs)}" class="missing">{escape(first.shown)}</td>'
-    return "".join(cells + [f"<td>{of_one(row, shared)}</td>" for row in of_runs])
-
-
-def of_one(row: Row, shared: str) -> str:
-    """A value, whether it lies inside a published range, and its counts."""
-    small = [row.note] if row.note not in ("", shared) and row.value is not None else []
-    if row.numerator is not None and row.denominator:
-        small.append(f"{row.numerator:,} / {row.denominator:,}")
-    inside = [kind for kind, flag in (("RLVR", row.inside_rlvr), ("SFT", row.inside_sft)) if flag]
-    flag = ""
-    if inside:
-        flag = f'<br><span class="inside">inside {" and ".join(inside)}</span>'
-    elif row.inside_rlvr is False or row.inside_sft is False:
-        flag = '<br><span class="outside">outside</span>'
-    told = "".join(f"<br><small>{escape(words)}</small>" for words in small)
-    return f"{escape(row.shown)}{flag}{told}"
 
 
 def ledger(tables: Tables) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -10,9 +11,16 @@ from . import correction, gram, krylov, plan, reference
 from .contract import METHODS, Solution, TopK
 from .operand import Operand
 
-__all__ = ["METHODS", "TopK", "element", "topk_svd"]
+__all__ = ["METHODS", "TopK", "element", "least_tolerance", "search_rows", "topk_svd", "whole_gram"]
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Batch(TopK):
+    """Of a batch of weights, of which some may have converged and others not."""
+
+    met: torch.Tensor | None = None  # bool [...]: whether each met the tolerance
 
 
 def topk_svd(
@@ -60,6 +68,21 @@ def stored(k: int) -> float:
     return math.degrees(2.0**-24 * k**0.5)
 
 
+def least_tolerance(k: int) -> float:
+    """The smallest tolerance that may be asked for, in degrees."""
+    return 2 * stored(k)
+
+
+def search_rows(k: int) -> int:
+    """Vectors of the search space of a large weight."""
+    return k + krylov.extra_rows(k)
+
+
+def whole_gram(m: int, n: int, k: int) -> bool:
+    """Whether, on a CPU, an m x n weight goes through its Gram matrix and eigenvectors of that."""
+    return min(m, n) <= gram.SMALL or plan.choose(m, n, k, torch.device("cpu")).method == "gram"
+
+
 def check(weight: torch.Tensor, k: int, tol_degrees: float, method: str, warm_start: TopK | None) -> None:
     if weight.dtype not in DTYPES:
         raise TypeError(f"topk_svd takes bf16, fp16, fp32 or fp64 weights, got {weight.dtype}")
@@ -70,10 +93,10 @@ def check(weight: torch.Tensor, k: int, tol_degrees: float, method: str, warm_st
         raise ValueError(f"k must lie between 1 and min(m, n) = {min(m, n)}, got {k}")
     if not (tol_degrees > 0 and math.isfinite(tol_degrees)):
         raise ValueError(f"tol_degrees must be a positive number of degrees, got {tol_degrees}")
-    if tol_degrees < 2 * stored(k):
-        floor = 2 * stored(k)
+    if tol_degrees < least_tolerance(k):
         raise ValueError(
-            f"tol_degrees = {tol_degrees} is below what {k} fp32 vectors can show; the floor is {floor:.1e}"
+            f"tol_degrees = {tol_degrees} is below what {k} fp32 vectors can show; "
+            f"the floor is {least_tolerance(k):.1e}"
         )
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
@@ -121,7 +144,7 @@ def package(operand: Operand, found: Solution, k: int, tolerance: float) -> TopK
     def number(x: torch.Tensor) -> float | torch.Tensor:
         return float(x) if operand.weight.ndim == 2 else x
 
-    return TopK(
+    result = TopK(
         U=u.contiguous(),
         S=(ritz.values[..., :k] * scale).float(),
         Vh=vh.contiguous(),
@@ -136,6 +159,11 @@ def package(operand: Operand, found: Solution, k: int, tolerance: float) -> TopK
         space_values=ritz.values * scale,
         values=found.squares.clamp_min(0).sqrt() * scale if found.squares is not None else None,
     )
+    return result if operand.weight.ndim == 2 else as_batch(result, degrees <= tolerance)
+
+
+def as_batch(found: TopK, met: torch.Tensor) -> Batch:
+    return Batch(**{field.name: getattr(found, field.name) for field in fields(found)}, met=met)
 
 
 def batched(weight: torch.Tensor, k: int, tol_degrees: float, method: str, warm_start: TopK | None, seed: int) -> TopK:
@@ -154,7 +182,7 @@ def batched(weight: torch.Tensor, k: int, tol_degrees: float, method: str, warm_
     def numbers(name: str) -> torch.Tensor:
         return torch.tensor([getattr(part, name) for part in parts], dtype=torch.float64).reshape(lead)
 
-    return TopK(
+    return Batch(
         U=stack([part.U for part in parts]),
         S=stack([part.S for part in parts]),
         Vh=stack([part.Vh for part in parts]),
@@ -167,6 +195,7 @@ def batched(weight: torch.Tensor, k: int, tol_degrees: float, method: str, warm_
         method=parts[0].method,
         space=stack([part.space[:rows] for part in parts]),
         space_values=stack([part.space_values[:rows] for part in parts]),
+        met=torch.tensor([part.converged for part in parts]).reshape(lead),
     )
 
 
@@ -184,7 +213,7 @@ def element(found: TopK, index: int) -> TopK:
         gap=float(of(torch.as_tensor(found.gap), 0)),
         error_degrees=float(of(torch.as_tensor(found.error_degrees), 0)),
         rounding_degrees=float(of(torch.as_tensor(found.rounding_degrees), 0)),
-        converged=found.converged,
+        converged=bool(of(found.met, 0)) if isinstance(found, Batch) and found.met is not None else found.converged,
         iterations=found.iterations,
         method=found.method,
         space=of(found.space, 2),
