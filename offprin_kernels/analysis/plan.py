@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
 
 from .. import packing
 from .._version import __version__
 from ..checkpoint import Checkpoint, Pairing, Status, TensorPair, TensorRef, describe, is_linear, pair
-from ..checkpoint.experts import FUSED
 from ..ops import subspace
 from ..ops.update_scan import Rule, contract
-from . import cost
+from . import cost, memory
+from .experts import matrices
 from .schema import SHIFTS
 
 # Elements of one slab: large enough for a scan to run at memory speed, small enough that four of bf16 take 256 MiB.
@@ -28,12 +26,6 @@ PART_BYTES, SMALLEST_PART = 1 << 31, 1 << 26
 PART_FLOPS, FEWEST_PARTS, SMALLEST_FLOPS = 4e12, 64, 2e10
 
 METRICS = ("spectrum", "masks", "energy")
-
-# Memory of libraries that an analysis loads, beyond torch's own import, and of their buffers; measured 238 to 257 MiB.
-LIBRARIES = 270 << 20
-
-# Pairs of singular values that a null looks at together, at most.
-PAIRS = 1 << 22
 
 MAX_NAME_BYTES = 200  # of a run: masks/NAME.safetensors.partial stays under the 255 bytes of a file name
 
@@ -140,7 +132,7 @@ class Plan:
     @property
     def peak_bytes(self) -> int:
         """Memory that a process takes at most on a CPU, beyond what it has once torch is imported; an estimate."""
-        return LIBRARIES + max(unit_bytes(unit, self.options) for unit in self.units)
+        return memory.LIBRARIES + max(memory.unit_bytes(unit, self.options) for unit in self.units)
 
     def identity(self) -> dict:
         """What must be equal for stored results to belong to this plan."""
@@ -158,33 +150,6 @@ class Plan:
     def part_cost(self, index: int) -> float:
         """Relative cost of a part, by which processes share the work."""
         return sum(cost.seconds(self.units[unit], self.options) for unit in self.parts[index])
-
-
-def unit_bytes(unit: Unit, options: Options) -> int:
-    """Memory for the weights of a unit and what is made of them, at the peak."""
-    whole = bool(options.metrics) and unit.linear
-    rows = unit.rows if whole else unit.slab_rows
-    refs = (unit.base, *(partner.tuned for _, partner in unit.partners))
-    # the base's rows and one run's are looked at while the next are fetched
-    size = rows * (refs[0].row_bytes + 2 * max(ref.row_bytes for ref in refs[1:]))
-    # masks of all runs and, of a whole weight, the three of the base
-    size += (len(unit.partners) + 3 * whole) * rows * packing.row_bytes(unit.columns)
-    size += len(unit.partners) * 8 * (unit.rows + unit.columns)
-    if not whole or not unit.total:
-        return size
-    short = min(unit.rows, unit.columns)
-    k = min(options.k, short)
-    # the update in fp32; search spaces and what is made of them, about six fp64 blocks as long as both sides
-    size += 4 * unit.total + 6 * 8 * min(short, subspace.search_rows(k)) * (unit.rows + unit.columns)
-    # the weight in fp64, which factors and spectra need by turns, and what lies beside it: its fp32 copy, or fp64 Gram
-    # matrices with the eigensolver's own
-    copy = 0 if all(ref.torch_dtype == torch.float32 for ref in refs) else 4 * unit.total
-    vectors = 40 * short**2 if subspace.whole_gram(unit.rows, unit.columns, k) else 0
-    spectrum = "spectrum" in options.metrics
-    values = 24 * short**2 if spectrum and options.nss == "full" else 0
-    # or, without it, pairs of values for the null of their shift
-    pairs = 48 * min(short**2, PAIRS) if spectrum else 0
-    return size + max(8 * unit.total + max(copy, vectors, values), pairs)
 
 
 def fingerprint(checkpoint: Checkpoint) -> dict:
@@ -219,54 +184,6 @@ def make_plan(
             + why_none(pairings)
         )
     return Plan(base, tuple(tuned), tuple(names), options, pairings, units, split(units, options))
-
-
-def matrices(base: Checkpoint, pairings: Sequence[Pairing]) -> Iterator[tuple[int, TensorPair]]:
-    """Every pair with its run; where the base stacks its experts, a pair for each matrix, the same for every run."""
-    heights: dict[str, int] = {}
-    for pairing in pairings:
-        for found in pairing.pairs:
-            if len(found.base.shape) == 3 and is_linear(found.base.name, found.base.shape):
-                # a run that has them one by one says how they are cut
-                height = min(found.base.rows, matrix_rows(base, found.base))
-                heights[found.base.name] = min(height, heights.get(found.base.name, height))
-    for run, pairing in enumerate(pairings):
-        for found in pairing.pairs:
-            height = heights.get(found.base.name, 0)
-            for start in range(0, found.base.rows, height) if height else ():
-                yield run, expert_pair(found, start, height)
-            if not height:
-                yield run, found
-
-
-def matrix_rows(base: Checkpoint, ref: TensorRef) -> int:
-    """Rows of one matrix in a tensor of stacked experts; gate and up, fused with the gate's rows first, are two.
-
-    Their shape beside that of ``down_proj`` [experts, hidden, intermediate] tells this layout from a transposed one.
-    """
-    rows, columns = ref.shape[-2:]
-    found = FUSED.fullmatch(ref.name)
-    if found is None or found["part"] != "gate_up_proj" or f"{ref.name}_bias" in base.tensors:
-        return rows
-    down = base.tensors.get(ref.name.replace("gate_up_proj", "down_proj"))
-    straight = down is not None and len(down.shape) == 3 and (rows, columns) == (2 * down.shape[2], down.shape[1])
-    return rows // 2 if straight else rows
-
-
-def expert_pair(found: TensorPair, start: int, rows: int) -> TensorPair:
-    """Rows [start, start + rows) of a pair: one matrix, named as where each expert is stored by itself."""
-    first = found.base.start_row + start
-    each = found.base.shape[-2] // rows
-    expert, part = divmod(first // rows, each)
-    stem, _, kind = found.base.name.removesuffix(".weight").rpartition("experts.")
-    if each == 2:
-        kind = kind.replace("gate_up", ("gate", "up")[part])
-    base, tuned = (replace(ref, start_row=ref.start_row + start, rows=rows) for ref in (found.base, found.tuned))
-    note = found.note
-    if rows < found.base.rows:
-        held = f"{found.base.name} holds all experts on both sides; compared one by one"
-        note = f"{held}; {note}" if note else held
-    return replace(found, name=f"{stem}experts.{expert}.{kind}.weight", base=base, tuned=tuned, note=note)
 
 
 def unfit(name: str) -> str | None:

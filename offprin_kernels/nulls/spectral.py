@@ -133,7 +133,7 @@ def gaussian_triangle(rng: np.random.Generator, rows: int, k: int) -> np.ndarray
 
 
 # Pairs of singular values looked at at once.
-PAIRS = 1 << 22
+PAIRS = 1 << 20
 # how strongly close neighbours hold each other in place; fitted to simulations of flat and of falling spectra
 CROWD = 0.75
 

@@ -429,8 +429,8 @@ def test_zero_base_tiny_updates_and_doubled_weights(tmp_path, capsys) -> None:
 
 
 def test_medians_of_angles_below_resolution() -> None:
+    from offprin_kernels.analysis.geometry_summary import resolved_median
     from offprin_kernels.analysis.spectral import middle
-    from offprin_kernels.analysis.summary import resolved_median
 
     nan = math.nan
     assert middle(torch.tensor([3.0, 2.0, nan])) == 2.0 and middle(torch.tensor([3.0, nan, nan])) is None

@@ -1,0 +1,44 @@
+"""Memory that an analysis takes, from shapes alone; docs/scale.md says how far it was found right."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from .. import packing
+from ..nulls import spectral as nulls
+from ..ops import subspace
+
+if TYPE_CHECKING:
+    from .plan import Options, Unit
+
+# Memory of libraries that an analysis loads, beyond torch's own import, and of their buffers; measured 238 to 257 MiB.
+LIBRARIES = 270 << 20
+
+
+def unit_bytes(unit: Unit, options: Options) -> int:
+    """Memory for the weights of a unit and what is made of them, at the peak."""
+    whole = bool(options.metrics) and unit.linear
+    rows = unit.rows if whole else unit.slab_rows
+    refs = (unit.base, *(partner.tuned for _, partner in unit.partners))
+    # the base's rows and one run's are looked at while the next are fetched
+    size = rows * (refs[0].row_bytes + 2 * max(ref.row_bytes for ref in refs[1:]))
+    # masks of all runs and, of a whole weight, the three of the base
+    size += (len(unit.partners) + 3 * whole) * rows * packing.row_bytes(unit.columns)
+    size += len(unit.partners) * 8 * (unit.rows + unit.columns)
+    if not whole or not unit.total:
+        return size
+    short = min(unit.rows, unit.columns)
+    k = min(options.k, short)
+    # the update in fp32; search spaces and what is made of them, about six fp64 blocks as long as both sides
+    size += 4 * unit.total + 6 * 8 * min(short, subspace.search_rows(k)) * (unit.rows + unit.columns)
+    # the weight in fp64, which factors and spectra need by turns, and what lies beside it: its fp32 copy, or fp64 Gram
+    # matrices with the eigensolver's own
+    copy = 0 if all(ref.torch_dtype == torch.float32 for ref in refs) else 4 * unit.total
+    vectors = 40 * short**2 if subspace.whole_gram(unit.rows, unit.columns, k) else 0
+    spectrum = "spectrum" in options.metrics
+    values = 24 * short**2 if spectrum and options.nss == "full" else 0
+    # or, without it, pairs of values for the null of their shift
+    pairs = 48 * min(short**2, nulls.PAIRS) if spectrum else 0
+    return size + max(8 * unit.total + max(copy, vectors, values), pairs)
