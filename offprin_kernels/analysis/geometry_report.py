@@ -26,22 +26,20 @@ def geometry_text(found: dict, options: dict) -> list[str]:
         rows = [
             (
                 name,
-                degrees(group["left_degrees"], group),
-                degrees(group["right_degrees"], group),
+                *(
+                    text
+                    for side in ("left", "right")
+                    for text in (degrees(group[f"{side}_degrees"], group), null(group[f"{side}_degrees_isotropic"]))
+                ),
                 f"{group['resolved']}/{group['matrices']}",
                 *(scientific(group[key]) for key in (shift.observed, shift.isotropic, shift.mirsky)),
             )
             for name, group in groups
         ]
         header = (
-            "median over matrices",
-            "left angle",
-            "right angle",
-            "resolved",
-            shift.title,
-            "if isotropic",
-            "at most",
-        )
+            "median over matrices", "left angle", "isotropic", "right angle", "isotropic", "resolved", shift.title,
+            "isotropic", "at most",
+        )  # fmt: skip
         lines.append(table(header, rows))
         bounds = [
             (
@@ -99,6 +97,10 @@ def overlap_rows(overlaps: dict) -> list[tuple[str, ...]]:
 
 def degrees(value: float | None, group: dict) -> str:
     return f"< {number(group['resolution_degrees'])}" if value is None else number(value)
+
+
+def null(angle: float | None) -> str:
+    return "-" if angle is None else number(angle)
 
 
 def number(angle: float) -> str:
