@@ -37,6 +37,7 @@ ALLOWED = frozenset(
         "torch.distributed.checkpoint.filesystem._StorageInfo",
         "torch.distributed.checkpoint.filesystem._StoragePrefix",
         "torch.serialization._get_layout",
+        "builtins.getattr",  # how Python 3.11 names the member of an enum
         *(
             f"{module}.{name}Path"
             for module in ("pathlib", "pathlib._local")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import pickle
 import shutil
@@ -308,3 +309,11 @@ def test_damaged_bytes_raise_nothing_else(tmp_path_factory: pytest.TempPathFacto
         lambda: [checkpoint.read(name) for checkpoint in [Checkpoint.open(folder)] for name in checkpoint.tensors]
     )
     assert message is None or str(folder) in message
+
+
+def test_members_of_enums_named_by_getattr(tmp_path, monkeypatch) -> None:
+    """As Python 3.11.0 to 3.11.3 pickles them; nothing is looked up."""
+    monkeypatch.setattr(enum.Enum, "__reduce_ex__", lambda member, _: (getattr, (type(member), member.name)))
+    path = save_alone(tmp_path / "c", {"w": torch.arange(6.0).reshape(2, 3)})
+    assert b"getattr" in (path / ".metadata").read_bytes()
+    assert torch.equal(Checkpoint.open(path).read("w"), torch.arange(6.0).reshape(2, 3))

@@ -332,3 +332,11 @@ def test_transformers_sharded_checkpoint(tmp_path: Path) -> None:
     for name, value in state.items():
         assert torch.equal(checkpoint.read(name), value.reshape(-1, value.shape[-1])), name
     assert checkpoint.config["model_type"] == "qwen3" and not checkpoint.notes
+
+
+@pytest.mark.parametrize("shard", ["a" * 5000 + ".safetensors", "a\0b", "\ud800"], ids=["long", "null", "surrogate"])
+def test_shards_that_no_file_system_could_hold(tmp_path: Path, shard: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": shard}}))
+    with pytest.raises(CheckpointError, match=r"names shard .* which is missing") as caught:
+        Checkpoint.open(tmp_path)
+    assert len(str(caught.value).encode()) < 600, "and it can be printed"
