@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from offprin_kernels.analysis import Options, analyze, make_plan
 from offprin_kernels.checkpoint import Checkpoint
 from offprin_kernels.ops.update_scan import Rule
 
+from .memory import growth
 from .timing import interleaved, median_ratio, spread
 
 LAYERS, SHAPE = 8, (16384, 8192)  # 256 MiB a tensor, 2 GiB a side
@@ -86,24 +85,8 @@ def test_analyze_cached_pair(benchmark, record, pair, tmp_path) -> None:
 
 def test_peak_memory(benchmark, record, pair, tmp_path) -> None:
     """Growth of the peak over an interpreter that has loaded torch, as a share of the budget."""
-    # VmHWM and not ru_maxrss: a new process starts with its parent's ru_maxrss.
-    script = (
-        "import re, sys, torch\n"
-        "def peak():\n"
-        "    return 1024 * int(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])\n"
-        "before = peak()\n"
-        "from offprin_kernels.cli import main\n"
-        "code = main(sys.argv[1:])\n"
-        "print(peak() - before)\n"
-        "sys.exit(code)\n"
-    )
-    arguments = [sys.executable, "-c", script, "analyze", *map(str, pair), "--out", str(tmp_path / "out"), "--quiet"]
-
-    def run() -> int:
-        done = subprocess.run([*arguments, "--overwrite"], capture_output=True, text=True, check=True)
-        return int(done.stdout.splitlines()[-1])
-
-    grown = benchmark.pedantic(run, rounds=1)
+    arguments = ["analyze", *pair, "--out", tmp_path / "out", "--quiet", "--overwrite"]
+    grown = benchmark.pedantic(growth, args=(arguments,), rounds=1)
     budget = 1.25 * 2 * 2 * SHAPE[0] * SHAPE[1] + 300e6
     assert grown > 0
     record(

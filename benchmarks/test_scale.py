@@ -17,6 +17,7 @@ from offprin_kernels.checkpoint import Checkpoint
 from offprin_kernels.ops.subspace import topk_svd
 from offprin_kernels.ops.update_scan import Rule
 
+from .memory import growth
 from .timing import interleaved, median_ratio, spread
 from .weights import few_ulp, slow_weight
 
@@ -142,29 +143,13 @@ def test_two_ranks(benchmark, record, pair, tmp_path) -> None:
 
 
 def test_peak_memory_with_factors(benchmark, record, tmp_path) -> None:
-    """One 4096 x 14336 layer with all metrics: growth of the peak over an interpreter that has loaded torch."""
+    """One 4096 x 14336 layer, masks and energy: growth of the peak over an interpreter that has loaded torch."""
     weight = (torch.randn(4096, 14336, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
     paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     for path, tensor in zip(paths, (weight, few_ulp(weight)), strict=True):
         save_file({"model.layers.0.mlp.up_proj.weight": tensor}, path)
-    script = (
-        "import re, sys, torch\n"
-        "def peak():\n"
-        "    return 1024 * int(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])\n"
-        "before = peak()\n"
-        "from offprin_kernels.cli import main\n"
-        "code = main(sys.argv[1:])\n"
-        "print(peak() - before)\n"
-        "sys.exit(code)\n"
-    )
-    options = ["--metrics", "update,masks,energy", "--k", str(K), "--out", str(tmp_path / "out"), "--quiet"]
-
-    def run() -> int:
-        command = [sys.executable, "-c", script, "analyze", *map(str, paths), *options, "--overwrite"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return int(done.stdout.splitlines()[-1])
-
-    grown = benchmark.pedantic(run, rounds=1)
+    options = ["--metrics", "update,masks,energy", "--k", K, "--out", tmp_path / "out", "--quiet", "--overwrite"]
+    grown = benchmark.pedantic(growth, args=(["analyze", *paths, *options],), rounds=1)
     # the bar of the scan, and the factors of one tensor: base and update in fp32, blocks of 2 k vectors
     factors = 2 * 4 * weight.numel() + 4 * 2 * 4 * K * sum(weight.shape)
     budget = 1.25 * 2 * weight.nbytes + 300e6 + factors

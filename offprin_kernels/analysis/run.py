@@ -131,7 +131,7 @@ def beside_rank_0(plan: Plan, out: Path, device: torch.device, clock: Callable[[
         effort.log(store, started, clock())
         group.done()
         group.wait_for("finished")
-    except Exception:
+    except Exception:  # whatever failed, the outcome may be there already
         if not store.finished:
             raise
         # this process was taken for dead: rank 0 has made its part, finished, and may have ended

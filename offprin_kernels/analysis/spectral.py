@@ -223,6 +223,7 @@ class Geometry:
         for side in SIDES:
             share, plain = getattr(found, side), nulls.energy_null(self.unit.rows, self.unit.columns, self.k, side)
             none, null = math.isnan(share), rounded.get(side)
+            null = None if null and math.isnan(null.mean) else null
             row |= {
                 f"energy_{side}": None if none else share,
                 f"energy_{side}_isotropic": plain.mean,

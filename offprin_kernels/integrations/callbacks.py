@@ -25,7 +25,7 @@ class Logged(TrainerCallback):
 
     def found(self, **kwargs: Any) -> dict[str, float]:
         """What the next log is to have."""
-        raise NotImplementedError
+        raise NotImplementedError  # each callback below has its own
 
     def on_log(
         self,

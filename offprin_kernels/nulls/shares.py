@@ -92,17 +92,13 @@ def rounded_energy_nulls(weight: torch.Tensor, u: torch.Tensor, vh: torch.Tensor
     if not total > 0:
         return {side: ShareNull(math.nan, math.nan) for side in SIDES}
     # sums over pairs of different coordinates of P^2 Q^2 v v, with v separated
-    pairs_left = squared(u.mT @ (u * rows[:, None])) - float((down * rows).double().square().sum())
-    pairs_right = squared((vh * cols) @ vh.mT) - float((across * cols).double().square().sum())
-    whole_left, whole_right = (float(x.double().square().sum()) for x in (rows, cols))
-    both = (pairs_left + float((down * rows).double().square().sum())) * (
-        pairs_right + float((across * cols).double().square().sum())
-    ) - float((down * rows).double().square().sum()) * float((across * cols).double().square().sum())
+    all_left, all_right = squared(u.mT @ (u * rows[:, None])), squared((vh * cols) @ vh.mT)
+    same_left, same_right = squared(down * rows), squared(across * cols)
     found = {}
     for side, (i, j), pairs in (
-        ("left", (1, 0), pairs_left * whole_right),
-        ("right", (0, 1), pairs_right * whole_left),
-        ("both", (1, 1), both),
+        ("left", (1, 0), (all_left - same_left) * squared(cols)),
+        ("right", (0, 1), (all_right - same_right) * squared(rows)),
+        ("both", (1, 1), all_left * all_right - same_left * same_right),
     ):
         mean = float(second[i, j]) / total
         squares = float(fourth[2 * i, 2 * j] - 2 * mean * fourth[i, j] + mean**2 * fourth[0, 0])
