@@ -6,6 +6,7 @@ torchrun's processes meet; no collective is used, so that a slow process holds u
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import threading
@@ -23,6 +24,8 @@ from .plan import Plan
 PATIENCE = 0.05
 # Seconds between two signs of life of a process, and without one until it is taken for dead.
 BEAT, SILENCE = 2.0, 60.0
+# How long a process that ends waits for a sign of life under way, in seconds.
+STOPPING = 10.0
 # How long rank 0, which may host the store, waits for the others to hear that it leaves, in seconds; after a failure
 # they may be in the middle of a part.
 FAREWELL, FAREWELL_AFTER_FAILURE = 30.0, 2.0
@@ -90,6 +93,8 @@ class Group:
         self._beating, self._end = threading.Lock(), threading.Event()
         self._heart = threading.Thread(target=self._live, name="heartbeat", daemon=True)
         self._heart.start()
+        # a thread inside the store while Python ends would abort the process
+        atexit.register(self.stop)
 
     @classmethod
     def from_environment(cls) -> Group | None:
@@ -235,8 +240,13 @@ class Group:
             self.fail(error)
         with contextlib.suppress(OutputError):  # the store is gone, and with it those to wait for
             self._leave()
+        self.stop()
+
+    def stop(self) -> None:
+        """End the signs of life."""
         self._end.set()
-        self._heart.join(timeout=BEAT)
+        self._heart.join(timeout=STOPPING)
+        atexit.unregister(self.stop)
 
     def _leave(self) -> None:
         """Rank 0 says that it leaves, and waits to be heard; the others, unless they failed, wait for that."""

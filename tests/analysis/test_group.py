@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -99,3 +101,18 @@ def test_rank_0_shows_what_all_have_dealt_with(quick) -> None:
     first.beat()
     first.show()
     assert sum(shown) == 100
+
+
+def test_a_process_ends_in_peace_with_signs_of_life_under_way() -> None:
+    """Python ending while a thread is inside the store would abort."""
+    script = (
+        "import time, torch.distributed as dist\n"
+        "from offprin_kernels.analysis import scaleout\n"
+        "scaleout.BEAT = 0.0002\n"
+        "store = dist.HashStore()\n"
+        "groups = [scaleout.Group(rank, 32, store) for rank in range(32)]\n"
+        "time.sleep(0.2)\n"
+    )
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
