@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import threading
 
 import torch
 
@@ -91,8 +92,21 @@ def instruction_set() -> str | None:
         raise BackendUnavailable(str(error)) from None
 
 
+# What limit_threads has set, by thread.
+_limits = threading.local()
+
+
+def limit_threads(most: int) -> None:
+    """Let the compiled CPU library use no more threads when it is called from the calling thread."""
+    _limits.most = most
+
+
 def threads() -> int:
     """Threads that the compiled CPU library may use: ``OFFPRIN_NUM_THREADS``, else PyTorch's own setting."""
+    return min(wanted_threads(), getattr(_limits, "most", MAX_THREADS))
+
+
+def wanted_threads() -> int:
     wanted = os.environ.get("OFFPRIN_NUM_THREADS", "")
     if not wanted:
         return torch.get_num_threads()

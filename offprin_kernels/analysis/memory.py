@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,27 @@ if TYPE_CHECKING:
 # Memory of libraries that an analysis loads, beyond torch's own import, and what allocators hold back, which varies
 # from run to run: 238 to 307 MiB measured.
 LIBRARIES = 340 << 20
+
+
+# Matrices of which a process measures several at once, by the memory of one; and how many: together below 2 GiB.
+SMALL_UNIT, MOST_WORKERS = 256 << 20, 8
+
+
+def workers(options: Options, threads: int, device: torch.device | None = None) -> int:
+    """How many small parts a process makes at once: as many as it has cores, where there are eigenproblems to solve."""
+    on_cpu = device is None or device.type == "cpu"
+    return min(threads, MOST_WORKERS) if options.metrics and on_cpu else 1
+
+
+def is_small(unit: Unit, options: Options) -> bool:
+    return unit_bytes(unit, options) <= SMALL_UNIT
+
+
+def peak_bytes(units: Sequence[Unit], options: Options) -> int:
+    """Memory that a process takes for units, at the peak: one large one, or as many small ones as are under way."""
+    sizes = sorted((unit_bytes(unit, options) for unit in units), reverse=True)
+    small = [size for size in sizes if size <= SMALL_UNIT]
+    return max(sizes[0], sum(small[: workers(options, torch.get_num_threads())]))
 
 
 def unit_bytes(unit: Unit, options: Options) -> int:

@@ -20,6 +20,9 @@ from ..checkpoint.safetensors_file import read_header
 from ..output import OutputError
 from .schema import COLUMNS, arrow_schema
 
+# Bytes of rows that are written at once: a row group of 90 columns costs as much as thousands of rows in it.
+ROW_GROUP = 1 << 25
+
 PARTS, PART = "parts", "part.json"
 PART_NAME = re.compile(r"\d{5,}(\.[0-9a-f]+\.partial)?")
 
@@ -123,7 +126,8 @@ class Parts:
             )
 
     def merge(self, table: str, count: int, target: Path) -> None:
-        """Write a table from all parts, one row group each, without holding more than one in memory; sync it."""
+        """Write a table from all parts, in row groups of no more than ROW_GROUP bytes or one part; sync it."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         files = [self.path(index) / f"{table}.parquet" for index in range(count)]
@@ -132,8 +136,19 @@ class Parts:
         partial = target.with_name(f"{target.name}.partial")
         try:
             with pq.ParquetWriter(partial, wanted, compression="zstd") as writer:
+                group: list[pa.Table] = []
+                held = 0
                 for file in files:
-                    writer.write_table(pq.read_table(file, schema=wanted))
+                    with pq.ParquetFile(file) as part:
+                        rows = part.read(use_threads=False).cast(wanted)
+                    size = rows.nbytes
+                    if group and held + size > ROW_GROUP:
+                        writer.write_table(pa.concat_tables(group).combine_chunks())
+                        group, held = [], 0
+                    group.append(rows)
+                    held += size
+                if group:
+                    writer.write_table(pa.concat_tables(group).combine_chunks())
             sync(partial)
             os.replace(partial, target)
             sync(target.parent)

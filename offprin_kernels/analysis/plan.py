@@ -132,7 +132,7 @@ class Plan:
     @property
     def peak_bytes(self) -> int:
         """Memory that a process takes at most on a CPU, beyond what it has once torch is imported; an estimate."""
-        return memory.LIBRARIES + max(memory.unit_bytes(unit, self.options) for unit in self.units)
+        return memory.LIBRARIES + memory.peak_bytes(self.units, self.options)
 
     def identity(self) -> dict:
         """What must be equal for stored results to belong to this plan."""

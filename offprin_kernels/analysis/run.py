@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from ..checkpoint.write import SafetensorsWriter
 from ..ops import mask_algebra, update_scan
 from ..output import OutputError
 from . import store as st
+from .crew import Crew
 from .masks import part_writers
 from .measure import Progress, measure
 from .merge import Outcome, finish, samples
@@ -104,12 +107,11 @@ def in_group(
         group.tell("open", st.digest(plan.identity()))
         started = clock()
 
-        def claims(plan: Plan) -> Iterator[int]:
-            yield from group(plan)
-            if group.done():
-                yield from store.parts.missing(len(plan.parts))
-
-        effort = carry_out(plan, store, claims, device, group.count)
+        effort = carry_out(plan, store, group, device, group.count)
+        if group.done():
+            effort += carry_out(
+                plan, store, lambda plan: iter(store.parts.missing(len(plan.parts))), device, group.count
+            )
         summary = finish(store)
         effort.log(store, started, clock())
         group.tell("finished")
@@ -188,6 +190,9 @@ class Effort:
     made: int = 0
     read_bytes: int = 0
 
+    def __add__(self, other: Effort) -> Effort:
+        return Effort(self.resumed + other.resumed, self.made + other.made, self.read_bytes + other.read_bytes)
+
     def log(self, store: st.Store, started: float, now: float) -> None:
         seconds = now - started
         store.log(
@@ -203,17 +208,24 @@ class Effort:
 
 def carry_out(plan: Plan, store: st.Store, claims: Claims, device: torch.device, progress: Progress | None) -> Effort:
     """Measure the claimed parts that are not there yet."""
-    effort = Effort()
-    for index in claims(plan):
-        size = part_bytes(plan, index)
-        if store.parts.has(index):
-            effort.resumed += 1
-            if progress:
-                progress(size)
-            continue
-        make_part(plan, store, index, device, progress)
-        effort.made += 1
-        effort.read_bytes += size
+    effort, one_at_a_time = Effort(), threading.Lock()
+    with Crew(plan, device) as crew:
+
+        def count(nbytes: int) -> None:
+            crew.check()
+            with one_at_a_time:
+                if progress:
+                    progress(nbytes)
+
+        for index in claims(plan):
+            size = part_bytes(plan, index)
+            if store.parts.has(index):
+                effort.resumed += 1
+                count(size)
+                continue
+            crew.do(index, functools.partial(make_part, plan, store, index, device, count))
+            effort.made += 1
+            effort.read_bytes += size
     return effort
 
 
