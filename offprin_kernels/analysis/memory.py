@@ -10,14 +10,14 @@ import torch
 from .. import packing
 from ..nulls import spectral as nulls
 from ..ops import subspace
+from ..ops.subspace import operand
 
 if TYPE_CHECKING:
     from .plan import Options, Unit
 
-# Memory of libraries that an analysis loads, beyond torch's own import, and what allocators hold back, which varies
-# from run to run: 238 to 307 MiB measured.
-LIBRARIES = 340 << 20
-
+# Memory of libraries that an analysis loads, beyond torch's own import (122 MiB measured), and what allocators hold
+# back, which varies from run to run.
+LIBRARIES = 180 << 20
 
 # Matrices of which a process measures several at once, by the memory of one; and how many: together below 2 GiB.
 SMALL_UNIT, MOST_WORKERS = 256 << 20, 8
@@ -54,14 +54,23 @@ def unit_bytes(unit: Unit, options: Options) -> int:
         return size
     short = min(unit.rows, unit.columns)
     k = min(options.k, short)
-    # the update in fp32; search spaces and what is made of them, about six fp64 blocks as long as both sides
-    size += 4 * unit.total + 6 * 8 * min(short, subspace.search_rows(k)) * (unit.rows + unit.columns)
-    # the weight in fp64, which factors and spectra need by turns, and what lies beside it: its fp32 copy, or fp64 Gram
-    # matrices with the eigensolver's own
-    copy = 0 if all(ref.torch_dtype == torch.float32 for ref in refs) else 4 * unit.total
-    vectors = 40 * short**2 if subspace.whole_gram(unit.rows, unit.columns, k) else 0
     spectrum = "spectrum" in options.metrics
+    # the update in fp32
+    size += 4 * unit.total * (spectrum or "energy" in options.metrics)
+    dtypes = {ref.torch_dtype for ref in refs}
+    panelled = dtypes == {torch.bfloat16}
+    # in fp64: a panel at a time of a bf16 weight, a copy that stays of others
+    panel = 8 * min(unit.total, operand.PANEL) if panelled else 0
+    stays = 0 if panelled else 8 * unit.total
+    # Gram matrix, eigenvectors and the eigensolver's own; where values alone are wanted, fewer
+    gram = subspace.whole_gram(unit.rows, unit.columns, k)
+    vectors = 40 * short**2 if gram else 0
     values = 24 * short**2 if spectrum and options.nss == "full" else 0
+    # the fp32 copy and the search space with what is made of it, some four fp64 blocks; rarely products in fp64 after a
+    # Gram matrix
+    copy = 0 if dtypes == {torch.float32} else 4 * unit.total
+    blocks = 4 * 8 * min(short, subspace.search_rows(k)) * (unit.rows + unit.columns)
+    search = copy + blocks + (0 if gram else panel)
     # or, without it, pairs of values for the null of their shift
     pairs = 48 * min(short**2, nulls.PAIRS) if spectrum else 0
-    return size + max(8 * unit.total + max(copy, vectors, values), pairs)
+    return size + max(stays + max(panel + 8 * short**2, vectors, values, search), pairs)

@@ -23,6 +23,9 @@ from .schema import COLUMNS, arrow_schema
 # Bytes of rows that are written at once: a row group of 90 columns costs as much as thousands of rows in it.
 ROW_GROUP = 1 << 25
 
+# Of the few rows of a part, soon merged: dictionaries and statistics of 90 columns would cost more than their values.
+PLAIN = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+
 PARTS, PART = "parts", "part.json"
 PART_NAME = re.compile(r"\d{5,}(\.[0-9a-f]+\.partial)?")
 
@@ -77,7 +80,7 @@ class Parts:
         for table, rows in tables.items():
             if rows:
                 arrow = pa.Table.from_pylist(rows, schema=arrow_schema(list(rows[0])))
-                pq.write_table(arrow, partial / f"{table}.parquet", compression="zstd")
+                pq.write_table(arrow, partial / f"{table}.parquet", **PLAIN)
         files = {path.name: seal(path) for path in sorted(partial.iterdir())}
         (partial / PART).write_text(json.dumps({"plan": self.digest, "files": files}))
         self.install(partial, index)

@@ -214,7 +214,7 @@ def render_plan(plan: Plan, told: dict) -> str:
         f"with the base, read once: {gigabytes(found['bytes'])} in {found['parts']} parts",
         f"memory: about {gigabytes(found['peak_bytes'])} per process, beside an interpreter that has loaded PyTorch",
         f"to compute: {told['flops'] / 1e12:.3f} TFLOP (fp64 operations count for two)",
-        f"time: at least {duration(told['seconds'])} with {told['ranks']} process{'es' if told['ranks'] > 1 else ''} "
+        f"time: about {duration(told['seconds'])} with {told['ranks']} process{'es' if told['ranks'] > 1 else ''} "
         f"at {told['read_bytes_per_second'] / 1e9:g} GB/s and {told['flops_per_second'] / 1e12:g} TFLOP/s each "
         f"({duration(told['seconds_reading'])} of it reading)",
     ]

@@ -94,7 +94,9 @@ class Geometry:
             row["note"] = "NaN or Inf in the " + ("tuned weight" if self.fit else "base")
             return row, None
         curves = None
-        difference = tuned.float() - self.base.float()
+        if "spectrum" in options.metrics or "energy" in options.metrics:
+            _ = self.solved  # before there is an update in memory
+            difference = update_of(self.base, tuned)
         if "spectrum" in options.metrics:
             found, curves = self.spectrum(run, tuned, difference)
             row |= found
@@ -231,6 +233,20 @@ class Geometry:
                 f"energy_{side}_z": null.z_score(share) if null and not none else None,
             }
         return row
+
+
+# Elements whose fp32 copy is held beside the update.
+AT_ONCE = 1 << 20
+
+
+def update_of(base: torch.Tensor, tuned: torch.Tensor) -> torch.Tensor:
+    """Tuned minus base in fp32, without another copy of either."""
+    update = torch.empty(base.shape, dtype=torch.float32, device=base.device)
+    step = max(1, AT_ONCE // max(1, base.shape[1]))
+    for start in range(0, len(base), step):
+        rows = slice(start, start + step)
+        torch.sub(tuned[rows].float(), base[rows].float(), out=update[rows])
+    return update
 
 
 def norm_of(weight: torch.Tensor) -> float:

@@ -132,8 +132,8 @@ def gaussian_triangle(rng: np.random.Generator, rows: int, k: int) -> np.ndarray
     return triangle
 
 
-# Pairs of singular values looked at at once.
-PAIRS = 1 << 20
+# Pairs of singular values looked at at once: few enough for the second-level cache.
+PAIRS = 1 << 15
 # how strongly close neighbours hold each other in place; fitted to simulations of flat and of falling spectra
 CROWD = 0.75
 

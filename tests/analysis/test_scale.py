@@ -106,8 +106,9 @@ def test_dry_run_of_a_70b_pair_from_headers_alone(tmp_path, capsys, monkeypatch)
     assert found["seconds_reading"] == pytest.approx(4 * PARAMETERS / 2e9 / 8)
     loads = found["seconds_of_ranks"]
     assert len(loads) == 8 and found["seconds"] == max(loads) and min(loads) > 0.9 * max(loads)
-    compute = found["flops"] / 0.2e12 / 8
-    assert found["seconds"] == pytest.approx(compute + found["seconds_reading"], rel=0.05)
+    # operations at the speed of products are a floor, and full spectra, which reach it, most of all
+    floor = found["flops"] / 0.2e12 / 8 + found["seconds_reading"]
+    assert floor < found["seconds"] < 1.3 * floor
     # one matrix at a time, whole, with its working copies: far below the model
     largest = HIDDEN * INNER
     assert 12 * largest < found["peak_bytes"] < 30 * largest

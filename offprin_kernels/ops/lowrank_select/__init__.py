@@ -16,6 +16,7 @@ from types import ModuleType
 import torch
 
 from ..._backend import choose
+from ..._library import functional_op
 from ...packing import matrix_shape, row_bytes
 from .contract import DTYPE_CODES, stream
 
@@ -131,7 +132,7 @@ def implementation(device: torch.device, backend: str) -> ModuleType:
     return importlib.import_module(module, __package__)
 
 
-@torch.library.custom_op("offprin::select_lowrank", mutates_args=())
+@functional_op("select_lowrank")
 def _select_lowrank(
     left: torch.Tensor, values: torch.Tensor, right: torch.Tensor, count: int, backend: str
 ) -> torch.Tensor:
@@ -147,7 +148,7 @@ def _(left: torch.Tensor, values: torch.Tensor, right: torch.Tensor, count: int,
     return left.new_empty((left.shape[0], row_bytes(right.shape[1])), dtype=torch.uint8)
 
 
-@torch.library.custom_op("offprin::select_smallest", mutates_args=())
+@functional_op("select_smallest")
 def _select_smallest(weight: torch.Tensor, count: int, backend: str) -> torch.Tensor:
     return implementation(weight.device, backend).select_smallest(weight, count)
 
@@ -158,7 +159,7 @@ def _(weight: torch.Tensor, count: int, backend: str) -> torch.Tensor:
     return weight.new_empty((m, row_bytes(n)), dtype=torch.uint8)
 
 
-@torch.library.custom_op("offprin::select_random", mutates_args=())
+@functional_op("select_random")
 def _select_random(rows: int, columns: int, count: int, seed: int, device: torch.device, backend: str) -> torch.Tensor:
     return implementation(device, backend).select_random(rows, columns, count, stream(seed), device)
 

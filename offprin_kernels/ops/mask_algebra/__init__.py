@@ -14,6 +14,7 @@ from types import ModuleType
 import torch
 
 from ..._backend import choose
+from ..._library import functional_op
 from ...packing import row_bytes
 
 __all__ = ["BACKENDS", "agreement", "col_counts", "pack", "pair_counts", "row_counts", "unpack"]
@@ -93,7 +94,7 @@ def implementation(device: torch.device, backend: str) -> ModuleType:
     return importlib.import_module(module, __package__)
 
 
-@torch.library.custom_op("offprin::mask_pack", mutates_args=())
+@functional_op("mask_pack")
 def _pack(dense: torch.Tensor, backend: str) -> torch.Tensor:
     return implementation(dense.device, backend).pack(dense)
 
@@ -103,7 +104,7 @@ def _(dense: torch.Tensor, backend: str) -> torch.Tensor:
     return dense.new_empty((dense.shape[0], row_bytes(dense.shape[1])), dtype=torch.uint8)
 
 
-@torch.library.custom_op("offprin::mask_unpack", mutates_args=())
+@functional_op("mask_unpack")
 def _unpack(words: torch.Tensor, columns: int, backend: str) -> torch.Tensor:
     return implementation(words.device, backend).unpack(words, columns)
 
@@ -113,7 +114,7 @@ def _(words: torch.Tensor, columns: int, backend: str) -> torch.Tensor:
     return words.new_empty((words.shape[0], columns), dtype=torch.bool)
 
 
-@torch.library.custom_op("offprin::mask_pair_counts", mutates_args=())
+@functional_op("mask_pair_counts")
 def _pair_counts(masks: list[torch.Tensor], backend: str) -> torch.Tensor:
     return implementation(masks[0].device, backend).pair_counts(masks)
 
@@ -123,7 +124,7 @@ def _(masks: list[torch.Tensor], backend: str) -> torch.Tensor:
     return masks[0].new_empty((len(masks), len(masks)), dtype=torch.int64)
 
 
-@torch.library.custom_op("offprin::mask_agreement", mutates_args=())
+@functional_op("mask_agreement")
 def _agreement(masks: list[torch.Tensor], columns: int, backend: str) -> torch.Tensor:
     return implementation(masks[0].device, backend).agreement(masks, columns)
 
@@ -133,7 +134,7 @@ def _(masks: list[torch.Tensor], columns: int, backend: str) -> torch.Tensor:
     return masks[0].new_empty((len(masks) + 1,), dtype=torch.int64)
 
 
-@torch.library.custom_op("offprin::mask_row_counts", mutates_args=())
+@functional_op("mask_row_counts")
 def _row_counts(words: torch.Tensor, backend: str) -> torch.Tensor:
     return implementation(words.device, backend).row_counts(words)
 
@@ -143,7 +144,7 @@ def _(words: torch.Tensor, backend: str) -> torch.Tensor:
     return words.new_empty((words.shape[0],), dtype=torch.int64)
 
 
-@torch.library.custom_op("offprin::mask_col_counts", mutates_args=())
+@functional_op("mask_col_counts")
 def _col_counts(words: torch.Tensor, columns: int, backend: str) -> torch.Tensor:
     return implementation(words.device, backend).col_counts(words, columns)
 

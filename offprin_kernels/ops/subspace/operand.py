@@ -35,7 +35,9 @@ class Operand:
         found = kernels(weight.device) if weight.dtype == torch.bfloat16 else None
         self.kernels = found if precision == torch.float32 else None
         self.pieces = 3
-        self.panelled = weight.dtype == torch.bfloat16 and (found is not None or weight.device.type != "cpu")
+        # an fp64 copy would be the largest thing in memory, and a few products are all that is asked of it
+        in_place = found is not None or weight.device.type != "cpu" or precision == torch.float64
+        self.panelled = weight.dtype == torch.bfloat16 and in_place
         plain = weight.dtype == torch.bfloat16 and self.exponent == 0
         self.rough = weight if plain and bf16_products_pay(weight.device) else None
 

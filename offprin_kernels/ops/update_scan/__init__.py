@@ -12,6 +12,7 @@ import torch
 
 from ... import packing
 from ..._backend import choose
+from ..._library import functional_op
 from . import contract
 from .contract import DTYPE_CODES, MAX_RULES, Output, Rule, RuleCode, ScanTensors
 
@@ -121,7 +122,7 @@ Eight = tuple[T, T, T, T, T, T, T, T]
 Seven = tuple[T, T, T, T, T, T, T]
 
 
-@torch.library.custom_op("offprin::update_scan", mutates_args=())
+@functional_op("update_scan")
 def _scan(base: T, tuned: T, rules: list[float], outputs: int, additive: bool, backend: str) -> Eight:
     return tuple(run(base, tuned, rules, outputs, additive, backend))  # type: ignore[return-value]
 
