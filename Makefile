@@ -1,7 +1,8 @@
 # make demo   trains a base, RLVR and SFT on the spot, compares them, says where the results lie
 # make test   style, types, every op on every backend that runs here
 # make bench  CPU benchmarks, as shares of ceilings measured in the same run
-# make gpu    on a CUDA machine, in the Python that has torch: GPU tests, then GPU benchmarks into benchmarks/results/
+# make gpu    on a CUDA machine, in the Python that has torch: builds for its device, then tests, measures and writes
+#             benchmarks/results/gpu-<device>.json, slice by slice; run again, it goes on. SLICE="a b": these alone
 
 PYTHON ?= python3
 VENV := .venv
@@ -33,7 +34,7 @@ test: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/ops
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/ops tests/gpu
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-disable-gc --benchmark-warmup=on
@@ -41,8 +42,7 @@ bench: $(VENV)/installed
 gpu:
 	OFFPRIN_CUDA=1 OFFPRIN_CUDA_ARCHS="$$($(PYTHON) -c 'import torch; print(*torch.cuda.get_device_capability(), sep="")')" \
 	    $(PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
-	$(PYTHON) -m pytest tests --ignore=tests/packaging
-	$(PYTHON) -m benchmarks.gpu
+	$(PYTHON) -m benchmarks.gpu $(if $(SLICE),--slice $(SLICE))
 
 clean:
 	rm -rf $(VENV) build demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

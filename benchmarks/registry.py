@@ -54,3 +54,29 @@ def masked_step_traffic(weights: int, share: float | None, itemsize: int, *, ext
     state = masked * (8 + extra)
     read = touched * 2 * itemsize + state + (0 if share is None else 1 / 8)
     return Traffic(round(weights * read), round(weights * (touched * itemsize + state)))
+
+
+def masked_rows_traffic(weights: int, share: float, itemsize: int, *, extra: int = 0) -> Traffic:
+    """Bytes of a masked AdamW step whose mask is whole rows: only they are touched, but the mask is read for all."""
+    state = share * (8 + extra)
+    return Traffic(round(weights * (share * 2 * itemsize + state + 1 / 8)), round(weights * (share * itemsize + state)))
+
+
+def project_traffic(rows: int, columns: int, k: int, side: str, itemsize: int) -> Traffic:
+    """Bytes of a projection in place. From the left, or both sides, no row can be written before all have been read,
+    so that a matrix larger than the caches is read twice."""
+    size = rows * columns * itemsize
+    factors = 4 * k * {"left": rows, "right": columns, "both": rows + columns}[side]
+    return Traffic(size * (1 if side == "right" else 2) + factors, size)
+
+
+def project_operations(rows: int, columns: int, k: int, side: str) -> float:
+    """Multiplications and additions: two thin products with the matrix; for both sides, two with k x k between."""
+    between = 4.0 * rows * k * k if side == "both" else 0.0
+    return 4.0 * rows * columns * k + between
+
+
+# fp32 operations of a step of one weight, as ops/masked_adamw/triton_coordinates.py does them: sign, decay, first
+# moment (a subtraction, a fused multiply-add), second (two products, a fused one), root, division, addition, product
+# with the step size, division, subtraction; a fused one counts as two
+STEP_OPERATIONS = 15

@@ -148,6 +148,7 @@ class MaskedAdamW(torch.optim.Optimizer):
 
     # ---- the step
 
+    @torch.compiler.disable(reason="the step is a kernel already, with tables that tracing would take for constants")
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. With ``closure``, evaluates it first, with gradients enabled, and returns its loss.
@@ -155,8 +156,16 @@ class MaskedAdamW(torch.optim.Optimizer):
         Gradients are not modified. A step in which lr is 0 in every group and every gradient is zero changes nothing
         but creates the state, as checkpointing frameworks want it to.
 
-        Raises RuntimeError for sparse gradients, ValueError for those of another dtype or device than the parameter.
+        ``torch.compile`` leaves it as it is: of ``torch.compile(optimizer.step)`` nothing is compiled.
+
+        Raises RuntimeError for sparse gradients and inside a CUDA graph's capture, ValueError for gradients of another
+        dtype or device than the parameter.
         """
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "MaskedAdamW.step cannot be captured in a CUDA graph: counts of steps and tables of pointers live on "
+                "the CPU, and a replay would repeat the captured ones; capture forward and backward, step outside"
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -479,3 +479,17 @@ def test_parameters_and_gradients_of_other_kinds() -> None:
         with pytest.raises(ValueError, match=r"w is \(3,\) torch.float32 .*bfloat16"):
             optimizer.step()
         assert not weight.any() and optimizer.state[weight]["steps"].tolist() == [0]
+
+
+def test_a_compiled_step_is_the_same_step() -> None:
+    """torch.compile leaves the step alone: tables of pointers and counts must not become constants of a graph."""
+    weights = []
+    for compiled in (False, True):
+        net = model()
+        optimizer = MaskedAdamW(net.named_parameters(), masks=masks_of(net))
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        for turn in range(3):
+            gradients(net, turn)
+            step()
+        weights.append(net)
+    assert same_weights(*weights)

@@ -1,0 +1,67 @@
+"""A step of a model's many tensors against one of a single flat tensor of the same size: what the launches cost."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import torch
+
+from offprin_kernels.optim import MaskedAdamW
+
+from ..registry import STEP_OPERATIONS, masked_step_traffic
+from . import masked_adamw, timing
+
+# the layers of Qwen3-8B at a quarter of their width, and one norm more: 400 tensors, 0.5 G weights
+LAYERS, WIDTH, WIDE, VOCABULARY, HEAD = 36, 1024, 3072, 32768, 128
+BAR = 1.15
+
+
+def shapes_of(layers: int = LAYERS, width: int = WIDTH, wide: int = WIDE, vocabulary: int = VOCABULARY) -> list:
+    layer = [
+        (width, width), (width // 4, width), (width // 4, width), (width, width),  # q, k, v, o
+        (wide, width), (wide, width), (width, wide),  # gate, up, down
+        (width,), (width,), (HEAD,), (HEAD,),  # norms
+    ]  # fmt: skip
+    return [(vocabulary, width), *layer * layers, (width,), (width,), (vocabulary, width)]
+
+
+def run(device: str = "cuda", shapes: list | None = None, rounds: int = timing.ROUNDS) -> dict:
+    """The slice ``model_step``."""
+    place, found = torch.device(device), []
+    shapes = shapes or shapes_of()
+    weights = sum(math.prod(shape) for shape in shapes)
+    torch.manual_seed(0)
+    for dtype, rounding in ((torch.bfloat16, "master"), (torch.float32, "nearest")):
+        masked_adamw.check(masked_adamw.Case("full", dtype, rounding, None, None), place)
+        whole = masked_adamw.parameters(dtype, [(weights,)], place)
+        params = masked_adamw.parameters(dtype, shapes, place)
+        # the same values in both, so that they can be compared; parts of a flat tensor lie anywhere
+        sizes = [math.prod(shape) for shape in shapes]
+        gradient = torch.randn(weights, device=place).mul_(1e-3).to(dtype)
+        whole[0].grad = gradient
+        parts = zip(whole[0].detach().split(sizes), gradient.split(sizes), params, strict=True)
+        for part, own, param in parts:
+            param.detach().copy_(part.view(param.shape))
+            param.grad = own.view(param.shape).clone()
+        many, flat = MaskedAdamW(params, rounding=rounding), MaskedAdamW(whole, rounding=rounding)
+        for _ in range(2):
+            many.step()
+            flat.step()
+        if not torch.equal(torch.cat([p.detach().flatten() for p in params]), whole[0].detach()):
+            raise RuntimeError(f"{len(shapes)} tensors step otherwise than one of their size")
+        ms = timing.turns({"many": lambda _, o=many: o.step(), "flat": lambda _, o=flat: o.step()}, place, rounds)  # type: ignore[misc]
+        name = str(dtype).removeprefix("torch.")
+        row = timing.row(
+            "masked_adamw", f"{len(shapes)} tensors, {rounding}", "triton" if place.type == "cuda" else "cpu",
+            {"tensors": len(shapes), "weights": weights, "dtype": name}, ms["many"],
+            nbytes=masked_step_traffic(weights, None, dtype.itemsize, extra=2 if rounding == "master" else 0).total,
+            operations=STEP_OPERATIONS * weights,
+        )  # fmt: skip
+        value = statistics.median(a / b for a, b in zip(ms["many"], ms["flat"], strict=True))
+        row["ratios"].append(
+            timing.ratio("times the step of one flat tensor", value, BAR, at_most=True, peer=ms["flat"])
+        )
+        found.append(row)
+        del many, flat, params, whole
+    return {"rows": found}
