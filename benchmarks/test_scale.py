@@ -31,13 +31,13 @@ SHAPES = {
     "mlp.up_proj": (3072, 1024),
     "mlp.down_proj": (1024, 3072),
 }
-LAYERS, K = 2, 128
+LAYERS, K = 4, 128
 METRICS = ("masks", "spectrum", "energy")
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> tuple[Path, Path]:
-    """Two layers of a base and of what one-ULP steps on a tenth of the weights make of it."""
+    """Four layers of a base and of what one-ULP steps on a tenth of the weights make of it."""
     root = tmp_path_factory.mktemp("qwen")
     base = {
         f"model.layers.{layer}.{kind}.weight": slow_weight(*shape, seed=10 * layer + i)

@@ -16,6 +16,7 @@ import torch
 
 from .. import geometry, nulls
 from ..bitmask import BitMask
+from ..geometry.spectra import norm_of
 from ..ops.subspace import TopK, element, topk_svd
 from .overlap import Chosen, chosen, overlaps
 from .plan import Plan, Unit
@@ -146,7 +147,7 @@ class Geometry:
         after = (self.known.tuned[run] if self.known else tuned) if sketch.norm else factors
         angles = geometry.principal_angles(factors, after, self.k, tol_degrees=self.options.tol_degrees)
         top = geometry.top_shift(factors, angles.tuned, sketch.norm)
-        base_norm, tuned_norm = norm_of(self.base), norm_of(tuned)
+        base_norm, tuned_norm = (float(norm_of(weight)) for weight in (self.base, tuned))
         shift = None
         if full is not None:
             shift = geometry.normalized_spectral_shift(full, tuned, weight=self.base, update=update)
@@ -247,11 +248,6 @@ def update_of(base: torch.Tensor, tuned: torch.Tensor) -> torch.Tensor:
         rows = slice(start, start + step)
         torch.sub(tuned[rows].float(), base[rows].float(), out=update[rows])
     return update
-
-
-def norm_of(weight: torch.Tensor) -> float:
-    """Frobenius norm, in fp64."""
-    return float(torch.linalg.vector_norm(weight, dtype=torch.float64))
 
 
 def stable_rank(norm: float, factors: TopK) -> float:
