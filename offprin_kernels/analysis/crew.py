@@ -26,17 +26,17 @@ class Crew:
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
         self.plan = plan
-        self.threads = torch.get_num_threads()
-        self.workers = memory.workers(plan.options, min(self.threads, _backend.threads()), device)
+        self.threads, native = torch.get_num_threads(), _backend.threads()
+        self.workers = memory.workers(plan.options, min(self.threads, native), device)
+        self.share, self.native_share = self.threads // self.workers, native // self.workers
         self.busy: set[Future] = set()
         self.stopping = threading.Event()
         self.pool = ThreadPoolExecutor(self.workers, "part", self.prepare) if self.workers > 1 else None
 
     def prepare(self) -> None:
         """Of each worker: its share of the cores."""
-        share = self.threads // self.workers
-        torch.set_num_threads(share)
-        _backend.limit_threads(share)
+        torch.set_num_threads(self.share)
+        _backend.limit_threads(self.native_share)
 
     def do(self, index: int, job: Callable[[], None]) -> None:
         """Make a part: here and now, or, if it is small, by a worker; returns once another could be taken on.
@@ -83,8 +83,23 @@ class Crew:
                 self.finish(0)
         finally:
             self.stopping.set()
-            self.pool.shutdown()
+            self.leave(self.pool)
             torch.set_num_threads(self.threads)
+
+    def leave(self, pool: ThreadPoolExecutor) -> None:
+        """Wait for what is under way: a part ends at its next check. However often one interrupts, not before.
+
+        The directory's lock, which the caller holds, must not be given up while a worker writes.
+        """
+        again: KeyboardInterrupt | None = None
+        while True:
+            try:
+                pool.shutdown()
+                break
+            except KeyboardInterrupt as interrupt:
+                again = interrupt
+        if again:
+            raise again
 
 
 class Stopped(Exception):

@@ -170,7 +170,7 @@ class Work:
     def scan_whole(self) -> None:
         """The whole base against one run after the other; in slabs, so that sums have the same order."""
         base = next(self.weights)
-        geometry = Geometry(self.unit, self.plan, base, self.factors)
+        geometry = Geometry(self.unit, self.plan, base, self.factors, self.check)
         starts = range(0, self.unit.rows, self.unit.slab_rows)
         kept = []
         for run in self.runs:
@@ -198,6 +198,11 @@ class Work:
         if self.progress:
             self.progress(tuned.nbytes + (base_bytes if run == self.runs[0] else 0))
         return raw.mask
+
+    def check(self) -> None:
+        """A sign of life between two steps; raises where the work is not wanted any more."""
+        if self.progress:
+            self.progress(0)
 
     def agree(self, masks: list[torch.Tensor]) -> None:
         if len(masks) > 1 and masks[0].numel():

@@ -24,9 +24,12 @@ SMALL_UNIT, MOST_WORKERS = 256 << 20, 8
 
 
 def workers(options: Options, threads: int, device: torch.device | None = None) -> int:
-    """How many small parts a process makes at once: as many as it has cores, where there are eigenproblems to solve."""
+    """How many small parts a process makes at once, where there are eigenproblems to solve.
+
+    As many as it has cores; with more than MOST_WORKERS, each part gets two cores, or three, ...
+    """
     on_cpu = device is None or device.type == "cpu"
-    return min(threads, MOST_WORKERS) if options.metrics and on_cpu else 1
+    return threads // -(-threads // MOST_WORKERS) if options.metrics and on_cpu else 1
 
 
 def is_small(unit: Unit, options: Options) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,6 +142,7 @@ class Plan:
             "slab_elements": SLAB_ELEMENTS,
             "part_bytes": PART_BYTES,
             "part_flops": PART_FLOPS,
+            "parts": hashlib.sha256(repr(self.parts).encode()).hexdigest(),
             "options": self.options.describe(),
             "names": list(self.names),
             "base": fingerprint(self.base),

@@ -50,7 +50,8 @@ def analyze(
         command: recorded as provenance.
         device: where scans run; weights are streamed there slab by slab.
         overwrite: start anew, whatever analysis the directory holds; what others wrote stays.
-        progress: called with bytes of weights as they are dealt with.
+        progress: called with bytes of weights as they are dealt with, 0 between the steps of a large one; one call at a
+            time, but from any thread.
         shard: make only this share of the parts, beside other shards in the same directory. The one that finds all
             parts made, and itself alone, finishes; :func:`merge.merge` does so later.
         group: the processes that share the work; each calls this with an equal plan, inside ``with group``. Only rank 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -69,8 +69,16 @@ def factorise_together(
 class Geometry:
     """What is computed once of a base weight, and a row of ``geometry.parquet`` for each tuned one."""
 
-    def __init__(self, unit: Unit, plan: Plan, base: torch.Tensor, known: Factors | None = None) -> None:
-        self.known = known
+    def __init__(
+        self,
+        unit: Unit,
+        plan: Plan,
+        base: torch.Tensor,
+        known: Factors | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``check`` is called between steps that take long, and may raise."""
+        self.known, self.check = known, check
         self.unit, self.options, self.names = unit, plan.options, plan.names
         self.k = min(plan.options.k, unit.rows, unit.columns)
         self.base = base
@@ -97,9 +105,11 @@ class Geometry:
         curves = None
         if "spectrum" in options.metrics or "energy" in options.metrics:
             _ = self.solved  # before there is an update in memory
+            self.check()
             difference = update_of(self.base, tuned)
         if "spectrum" in options.metrics:
             found, curves = self.spectrum(run, tuned, difference)
+            self.check()
             row |= found
             curves = {key: row[key] for key in ("run", "name", "layer", "kind", "k", "resolution_degrees")} | curves
         if "energy" in options.metrics:
@@ -148,6 +158,7 @@ class Geometry:
         angles = geometry.principal_angles(factors, after, self.k, tol_degrees=self.options.tol_degrees)
         top = geometry.top_shift(factors, angles.tuned, sketch.norm)
         base_norm, tuned_norm = (float(norm_of(weight)) for weight in (self.base, tuned))
+        self.check()
         shift = None
         if full is not None:
             shift = geometry.normalized_spectral_shift(full, tuned, weight=self.base, update=update)
