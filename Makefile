@@ -2,7 +2,8 @@
 # make test   style, types, every op on every backend that runs here
 # make bench  CPU benchmarks, as shares of ceilings measured in the same run
 # make gpu    on a CUDA machine, in the Python that has torch: builds for its device, then tests, measures and writes
-#             benchmarks/results/gpu-<device>.json, slice by slice; run again, it goes on. SLICE="a b": these alone
+#             benchmarks/results/gpu-<device>.json, slice by slice; run again, it goes on. SLICE="a b": these
+#             alone; AGAIN=1: what is done too; WITHIN=9: in so many minutes; RESULTS=dir: read and written there
 
 PYTHON ?= python3
 VENV := .venv
@@ -39,10 +40,12 @@ test: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-disable-gc --benchmark-warmup=on
 
+gpu: OPTIONS = $(if $(SLICE),--slice $(SLICE)) $(if $(AGAIN),--again) $(if $(WITHIN),--within $(WITHIN)) \
+    $(if $(RESULTS),--results "$(RESULTS)")
 gpu:
 	OFFPRIN_CUDA=1 OFFPRIN_CUDA_ARCHS="$$($(PYTHON) -c 'import torch; print(*torch.cuda.get_device_capability(), sep="")')" \
 	    $(PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
-	$(PYTHON) -m benchmarks.gpu $(if $(SLICE),--slice $(SLICE))
+	$(PYTHON) -m benchmarks.gpu $(OPTIONS)
 
 clean:
 	rm -rf $(VENV) build demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

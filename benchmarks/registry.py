@@ -47,7 +47,8 @@ def masked_step_traffic(weights: int, share: float | None, itemsize: int, *, ext
     """Bytes of a masked AdamW step with fp32 moments: whole sectors of parameters and gradients, compact state.
 
     ``share`` of the weights, at random places, is in the mask; None is all of them, without mask bits. ``extra`` bytes
-    are kept per masked weight beside the moments. ``line``: bytes that memory moves at once.
+    are kept per masked weight beside the moments. ``line``: bytes that memory moves at once: sectors of 32, the least
+    that a GPU can, are what bars are set on; GPU rows record the floor of 64 beside it.
     """
     masked = 1.0 if share is None else share
     touched = 1.0 if share is None else 1 - (1 - share) ** (line // itemsize)

@@ -1,7 +1,8 @@
 """``python -m benchmarks.roofline RESULT.json OUT.svg``: the rows of a result file under the roof measured beside them.
 
 Left: work per second over work per byte, under copy bandwidth and the rates of matrix products. Right: each row's share
-of its own ceiling, and the bar. Drawn from the newest run of the file in which both ceilings and rows were measured.
+of its own ceiling, and the bar. Drawn from the newest run of the file in which both ceilings and rows were measured: of
+it, slices of the same sources as the newest.
 """
 
 from __future__ import annotations
@@ -29,8 +30,21 @@ SAMPLE = "SAMPLE, not measured"
 MARKS = "osD^vPX*"
 
 
+def measured(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Slices that have rows to draw."""
+    return {name: found for name, found in run["slices"].items() if found["status"] == "ok" and found.get("rows")}
+
+
+def outdated(run: dict[str, Any]) -> list[str]:
+    """Those of them that other sources than the newest were measured in: they are left out, and named."""
+    slices = measured(run)
+    newest = max(slices.values(), key=lambda found: found.get("at", ""), default={}).get("sources")
+    return [name for name, found in slices.items() if found.get("sources") != newest]
+
+
 def rows_of(run: dict[str, Any]) -> list[dict[str, Any]]:
-    return [row for found in run["slices"].values() if found["status"] == "ok" for row in found.get("rows", [])]
+    left_out = outdated(run)
+    return [row for name, found in measured(run).items() if name not in left_out for row in found["rows"]]
 
 
 def ceilings_of(run: dict[str, Any]) -> dict[str, Any]:
@@ -65,6 +79,8 @@ def title_of(file: dict[str, Any], run: dict[str, Any]) -> str:
     versions = run["versions"]
     tools = [f"{name} {versions[name]}" for name in ("torch", "triton") if versions.get(name)]
     said = ", ".join([file["device"], run["date"], *tools])
+    left_out = outdated(run)
+    said += f"; left out, of older sources: {', '.join(left_out)}" if left_out else ""
     return f"{SAMPLE}: {said}" if run.get("sample") else said
 
 

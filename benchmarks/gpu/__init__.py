@@ -14,9 +14,10 @@ Results: one file per device, ``benchmarks/results/gpu-<device>.json``, rewritte
     sample                   true in files that tests make; the figure then says so
     slices                   by name: {"status", "seconds", "at", "sources", and what the slice found}
 
-``status`` is ``ok``, ``failed`` (``error`` says why, ``log`` has the last lines of output,
-``rows`` what was measured before) or ``skipped`` (``error``
-says what is missing). ``sources`` is a digest of the package's sources as they were. What a slice finds:
+``status`` is ``ok``, ``failed`` (``error`` says why, ``log`` has the last lines of output, ``rows`` what was measured
+before), ``partial`` (stopped from outside or by --within; ``rows`` are written as they are made, and the next run
+starts it again) or ``skipped`` (``error`` says what is missing). ``sources`` is a digest of the sources of package,
+kernels and benchmarks as they were. What a slice finds:
 
     facts      anything worth knowing of the machine or of the sanitizer's verdict
     ceilings   what the device reaches, by name: {"unit", "value", "ms"}
@@ -25,7 +26,10 @@ says what is missing). ``sources`` is a digest of the package's sources as they 
 
     op, case, backend   what was called
     sizes               shapes, dtype, k, ...
-    ms                  {"median", "min", "q1", "q3", "max", "rounds"}, by device events
+    ms                  {"median", "min", "q1", "q3", "max", "rounds"}, by device events: the
+                        device alone, but for calls that wait for it
+    host_ms             median that a call takes to return, while the device is still busy with what came before; null
+                        for calls that wait for the device
     bytes               that must cross device memory, each input read and each output written once, or null
     operations          arithmetic that must be done (a comparison or a popcount of a word counts as one), or null
     ceiling             {"name", "unit", "value"}: measured in turns with the op, or null

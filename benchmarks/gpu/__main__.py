@@ -20,16 +20,31 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
         description="Test and measure the kernels on this machine's CUDA device. Runs the slices that today's run in "
-        "the result file lacks, and stores each as it ends; interrupted, the same command goes on. Exit code 1 where "
-        "a slice failed or is still missing.",
+        "the result file lacks, and stores each as it ends, rows as they are made; interrupted, the same command goes "
+        "on. Exit code 1 where a slice failed or is still missing.",
     )
     parser.add_argument(
-        "--slice", metavar="NAME", nargs="+", default=[], help="only these, where they are not ok yet (see --again)"
+        "--slice",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="only these, where they are not ok yet, or of other sources (see --again)",
     )
     parser.add_argument("--list", action="store_true", help="print the slices and what the result file says of them")
     parser.add_argument("--again", action="store_true", help="also what is done already")
-    parser.add_argument("--within", metavar="MINUTES", type=float, help="start no slice that might take longer in all")
-    parser.add_argument("--results", metavar="DIR", type=Path, default=results.FOLDER, help="where result files lie")
+    parser.add_argument(
+        "--within",
+        metavar="MINUTES",
+        type=float,
+        help="for all slices; one that this stops half-way is run again next time",
+    )
+    parser.add_argument(
+        "--results",
+        metavar="DIR",
+        type=Path,
+        default=results.FOLDER,
+        help="where result files are read and written; made if missing",
+    )
     return parser.parse_args()
 
 
@@ -48,7 +63,7 @@ def main() -> int:
             done, sources = kept.slices(), machine.sources()
             for item in SLICES:
                 found = done.get(item.name, {"status": "missing", "sources": sources})
-                changed = "" if found["sources"] == sources else "  (sources have changed since; --again)"
+                changed = "" if found["sources"] == sources else "  (sources have changed since; run again by name)"
                 print(f"{item.name:16}  {found['status']:8}  {item.says}{changed}")
             return 0
         within = None if chosen.within is None else 60 * chosen.within

@@ -51,9 +51,9 @@ def l2_bytes(device: torch.device) -> int:
 
 
 def sources() -> str:
-    """Twelve hex digits that change whenever a source of the package or of a kernel does."""
+    """Twelve hex digits that change whenever a source of the package, of a kernel or of the benchmarks does."""
     digest = hashlib.sha256()
-    for folder, pattern in (("offprin_kernels", "*.py"), ("csrc", "*.*")):
+    for folder, pattern in (("offprin_kernels", "*.py"), ("csrc", "*.*"), ("benchmarks", "*.py")):
         for path in sorted((ROOT / folder).rglob(pattern)):
             digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]

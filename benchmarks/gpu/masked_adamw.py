@@ -15,6 +15,8 @@ from . import ceilings, timing
 
 TENSORS, SHAPE = 32, (4096, 4096)  # 537 M weights: 7 to 10 GB of weights, gradients and state
 CHECKED = (257, 1030)  # of the tensor that is compared with the CPU first; sizes that divide nothing
+# bytes that memory may move at once: a sector, on which the bars are, and two, as fetched where a device pairs them
+LINES = (32, 64)
 EVERY = 20  # of the rows, one is in a mask of rows: 5 %
 
 
@@ -60,18 +62,24 @@ def parameters(dtype: torch.dtype, shapes: Sequence[tuple[int, ...]], device: to
     return params
 
 
+def backend_of(device: torch.device) -> str:
+    """Named in every call, so that what a row says is what ran."""
+    return "triton" if device.type == "cuda" else "cpu"
+
+
 def optimizer(
     kind: str, dtype: torch.dtype, rounding: str, shapes: Sequence[tuple[int, ...]], device: torch.device
 ) -> MaskedAdamW:
     params = parameters(dtype, shapes, device)
     masks = {p: make_mask(kind, tuple(p.shape), i, device) for i, p in enumerate(params)}
-    return MaskedAdamW(params, masks=None if kind == "full" else masks, rounding=rounding)
+    return MaskedAdamW(params, masks=None if kind == "full" else masks, rounding=rounding, backend=backend_of(device))
 
 
 def check(case: Case, device: torch.device, shape: tuple[int, int] = CHECKED) -> None:
-    """Three steps, against the reference on the CPU, bit for bit, and what was visibly moved. Raises RuntimeError."""
+    """Three steps, against the reference on the CPU: weights, state and what was visibly moved, bit for bit. Raises
+    RuntimeError."""
     start, results = (torch.randn(shape) * 0.02).to(case.dtype), []
-    for place, backend in ((torch.device("cpu"), "reference"), (device, None)):
+    for place, backend in ((torch.device("cpu"), "reference"), (device, backend_of(device))):
         param = torch.nn.Parameter(start.clone().to(place))
         mask = make_mask(case.mask, shape, 0, torch.device("cpu"))
         masks = None if mask is None else {param: mask.to(place)}
@@ -80,9 +88,14 @@ def check(case: Case, device: torch.device, shape: tuple[int, int] = CHECKED) ->
             grad = torch.randn(shape, generator=torch.Generator().manual_seed(step)) * 1e-3
             param.grad = grad.to(case.dtype).to(place)
             stepped.step()
-        results.append((param.detach().cpu(), stepped.visible_mask(param).to("cpu")))
-    if not (torch.equal(results[0][0], results[1][0]) and results[0][1] == results[1][1]):
-        raise RuntimeError(f"masked_adamw is wrong on the device ({case}): no timing of a wrong answer")
+        tensors = {"weights": param.detach().cpu(), **{key: v.cpu() for key, v in stepped.state[param].items()}}
+        results.append((tensors, stepped.visible_mask(param).to("cpu")))
+    (want, want_visible), (got, got_visible) = results
+    wrong = [key for key in {**want, **got} if not (key in want and key in got and torch.equal(want[key], got[key]))]
+    wrong += ["visible"] * (want_visible != got_visible)
+    if wrong:
+        said = f"masked_adamw is wrong in {', '.join(wrong)} on {backend_of(device)}"
+        raise RuntimeError(f"{said} ({case}): no timing of a wrong answer")
 
 
 def fused(dtype: torch.dtype, shapes: Sequence[tuple[int, ...]], device: torch.device) -> Callable[[int], None]:
@@ -99,11 +112,19 @@ def fused(dtype: torch.dtype, shapes: Sequence[tuple[int, ...]], device: torch.d
     return step
 
 
-def traffic_of(case: Case, weights: int) -> Traffic:
+def traffic_of(case: Case, weights: int, line: int = LINES[0]) -> Traffic:
     extra = 2 if case.rounding in ("master", "kahan") else 0
     if case.mask == "5 % as rows":
         return masked_rows_traffic(weights, SHARES[case.mask], case.dtype.itemsize, extra=extra)
-    return masked_step_traffic(weights, SHARES.get(case.mask), case.dtype.itemsize, extra=extra)
+    return masked_step_traffic(weights, SHARES.get(case.mask), case.dtype.itemsize, extra=extra, line=line)
+
+
+def floors(case: Case, weights: int, ceiling: tuple[str, str, float]) -> dict[str, dict[str, float]]:
+    """Of random masks: bytes and their milliseconds for either line. Rows and full steps touch whole lines alone."""
+    if "random" not in case.mask:
+        return {}
+    bytes_ = {line: traffic_of(case, weights, line).total for line in LINES}
+    return {str(line): {"bytes": n, "floor_ms": timing.at_ceiling(ceiling, n, None)} for line, n in bytes_.items()}
 
 
 def run(
@@ -123,16 +144,17 @@ def run(
         moved, copying = ceilings.copy(place, nbytes)
         peer = fused(case.dtype, shapes, place)
         ms = timing.turns({"ours": lambda _, o=ours: o.step(), "dense": peer, "copy": copying}, place, rounds)  # type: ignore[misc]
+        ceiling = ceilings.bandwidth("copy", moved, ms["copy"])
         row = timing.row(
-            "masked_adamw", f"{case.mask}, {case.rounding}", "triton" if place.type == "cuda" else "cpu",
+            "masked_adamw", f"{case.mask}, {case.rounding}", backend_of(place),
             {"tensors": tensors, "rows": shape[0], "columns": shape[1],
              "dtype": str(case.dtype).removeprefix("torch."), "mask": case.mask},
             ms["ours"], nbytes=traffic_of(case, weights).total,
             operations=STEP_OPERATIONS * weights * SHARES.get(case.mask, 1.0),
-            ceiling=ceilings.bandwidth("copy", moved, ms["copy"]), bar=case.of_ceiling,
+            ceiling=ceiling, bar=case.of_ceiling, floors_by_line=floors(case, weights, ceiling),
         )  # fmt: skip
         what = "torch.optim.AdamW(fused=True) on fp32" + (" and the cast to bf16" * (case.dtype == torch.bfloat16))
-        row["ratios"].append(timing.faster(what, ms["ours"], ms["dense"], case.of_dense))
+        timing.compare(row, timing.faster(what, ms["ours"], ms["dense"], case.of_dense))
         found.append(row)
         del ours, peer, copying
     return {"rows": found}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -15,6 +16,7 @@ from . import masked_adamw, timing
 # the layers of Qwen3-8B at a quarter of their width, and one norm more: 400 tensors, 0.5 G weights
 LAYERS, WIDTH, WIDE, VOCABULARY, HEAD = 36, 1024, 3072, 32768, 128
 BAR = 1.15
+ROUNDS_IN_A_ROW = 7  # of 20 steps each
 
 
 def shapes_of(layers: int = LAYERS, width: int = WIDTH, wide: int = WIDE, vocabulary: int = VOCABULARY) -> list:
@@ -24,6 +26,11 @@ def shapes_of(layers: int = LAYERS, width: int = WIDTH, wide: int = WIDE, vocabu
         (width,), (width,), (HEAD,), (HEAD,),  # norms
     ]  # fmt: skip
     return [(vocabulary, width), *layer * layers, (width,), (width,), (vocabulary, width)]
+
+
+def slower(what: str, ms: Mapping[str, Sequence[float]], bar: float | None = None) -> dict:
+    value = statistics.median(a / b for a, b in zip(ms["many"], ms["flat"], strict=True))
+    return timing.ratio(what, value, bar, at_most=True, peer=ms["flat"])
 
 
 def run(device: str = "cuda", shapes: list | None = None, rounds: int = timing.ROUNDS) -> dict:
@@ -44,23 +51,30 @@ def run(device: str = "cuda", shapes: list | None = None, rounds: int = timing.R
         for part, own, param in parts:
             param.detach().copy_(part.view(param.shape))
             param.grad = own.view(param.shape).clone()
-        many, flat = MaskedAdamW(params, rounding=rounding), MaskedAdamW(whole, rounding=rounding)
+        backend = masked_adamw.backend_of(place)
+        many, flat = (MaskedAdamW(given, rounding=rounding, backend=backend) for given in (params, whole))
         for _ in range(2):
             many.step()
             flat.step()
         if not torch.equal(torch.cat([p.detach().flatten() for p in params]), whole[0].detach()):
             raise RuntimeError(f"{len(shapes)} tensors step otherwise than one of their size")
-        ms = timing.turns({"many": lambda _, o=many: o.step(), "flat": lambda _, o=flat: o.step()}, place, rounds)  # type: ignore[misc]
+        steps: dict[str, timing.Run] = {
+            "many": lambda _, o=many: o.step(),  # type: ignore[misc]
+            "flat": lambda _, o=flat: o.step(),  # type: ignore[misc]
+        }
+        ms = timing.turns(steps, place, rounds)
+        wall = timing.in_a_row(steps, place, min(rounds, ROUNDS_IN_A_ROW))
         name = str(dtype).removeprefix("torch.")
         row = timing.row(
-            "masked_adamw", f"{len(shapes)} tensors, {rounding}", "triton" if place.type == "cuda" else "cpu",
+            "masked_adamw", f"{len(shapes)} tensors, {rounding}", backend,
             {"tensors": len(shapes), "weights": weights, "dtype": name}, ms["many"],
             nbytes=masked_step_traffic(weights, None, dtype.itemsize, extra=2 if rounding == "master" else 0).total,
             operations=STEP_OPERATIONS * weights,
         )  # fmt: skip
-        value = statistics.median(a / b for a, b in zip(ms["many"], ms["flat"], strict=True))
-        row["ratios"].append(
-            timing.ratio("times the step of one flat tensor", value, BAR, at_most=True, peer=ms["flat"])
+        timing.compare(
+            row,
+            slower("times the step of one flat tensor", ms, BAR),
+            slower("times its wall time, of steps that follow each other", wall),
         )
         found.append(row)
         del many, flat, params, whole

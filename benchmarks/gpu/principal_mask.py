@@ -78,19 +78,20 @@ def run(device: str = "cuda", shape: tuple[int, int] = SHAPE, k: int = K, rounds
     """The slice ``principal_mask``."""
     place = torch.device(device)
     torch.manual_seed(0)
-    against_cpu(place, None)
+    backend = "triton" if place.type == "cuda" else "cpu"
+    against_cpu(place, backend)
     given = factors(shape, k, place)
-    check(given, None)
+    check(given, backend)
     work, product = ceilings.gemm("fp32", place, min(ceilings.GEMM_SIZE, shape[0]))
     candidates: dict[str, timing.Run] = {
-        "ours": lambda _: principal_mask(given, shape, ALPHA),
+        "ours": lambda _: principal_mask(given, shape, ALPHA, backend=backend),
         "topk": lambda _: dense_topk(given),
         "product": product,
     }
-    ms = timing.turns(candidates, place, rounds)
+    ms = timing.turns(candidates, place, rounds, waiting=("ours",))
     weights = shape[0] * shape[1]
     row = timing.row(
-        "principal_mask", f"alpha = {ALPHA}", "triton" if place.type == "cuda" else "cpu",
+        "principal_mask", f"alpha = {ALPHA}", backend,
         {"rows": shape[0], "columns": shape[1], "k": k, "dtype": "float32"}, ms["ours"],
         nbytes=4 * k * (shape[0] + shape[1] + 1) + weights // 8,
         # the reconstruction once; selecting without keeping it takes more than one
@@ -98,9 +99,9 @@ def run(device: str = "cuda", shape: tuple[int, int] = SHAPE, k: int = K, rounds
         dense_bytes=4 * weights, peak_bytes=peak(candidates["ours"], place) - weights // 8,
         peer_peak_bytes=peak(candidates["topk"], place),
     )  # fmt: skip
-    row["ratios"].append(timing.faster("torch.topk over the dense reconstruction", ms["ours"], ms["topk"], OF_TOPK))
+    timing.compare(row, timing.faster("torch.topk over the dense reconstruction", ms["ours"], ms["topk"], OF_TOPK))
     if place.type == "cuda":
         share = row["details"]["peak_bytes"] / row["details"]["dense_bytes"]
         what = "of the dense fp32 reconstruction's memory, beside the mask"
-        row["ratios"].append(timing.ratio(what, share, OF_MEMORY, at_most=True))
+        timing.compare(row, timing.ratio(what, share, OF_MEMORY, at_most=True))
     return {"rows": [row]}

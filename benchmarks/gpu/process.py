@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,19 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
 LINES = 40  # of output kept for a reader: a traceback of PyTorch and what came before it
+
+
+_ends: list[float] = []  # when this process has to be done, where that is known
+
+
+def ends_in(seconds: float) -> None:
+    """What :func:`left` counts down from."""
+    _ends[:] = [time.monotonic() + seconds]
+
+
+def left() -> float:
+    """Seconds that this process has left."""
+    return _ends[0] - time.monotonic() if _ends else float("inf")
 
 
 class Ended(NamedTuple):

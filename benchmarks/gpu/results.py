@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from offprin_kernels.output import OutputError, dump, read_json, strict
 
 FOLDER = Path(__file__).resolve().parents[1] / "results"
 FORMAT = 1
-STATUSES = ("ok", "failed", "skipped")
+STATUSES = ("ok", "failed", "skipped", "partial")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,15 @@ class Results:
     def __init__(self, identity: Identity, properties: dict[str, Any] | None = None, folder: Path = FOLDER) -> None:
         self.identity, self.properties = identity, properties or {}
         self.path = path_for(identity.device, folder)
+
+    def tell(self) -> dict[str, Any]:
+        """What :meth:`told` makes the same of in another process."""
+        folder = str(self.path.parent.resolve())
+        return {"identity": asdict(self.identity), "properties": self.properties, "folder": folder}
+
+    @classmethod
+    def told(cls, said: Mapping[str, Any]) -> Results:
+        return cls(Identity(**said["identity"]), said["properties"], Path(said["folder"]))
 
     def _file(self) -> dict[str, Any]:
         if not self.path.exists():

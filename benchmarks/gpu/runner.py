@@ -7,14 +7,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from . import process
 from .results import Results
 
 MOST_SECONDS = 480  # of a slice: it fits into a job of ten minutes, with time to start and to copy files
+LEAST_SECONDS = 45  # to start a slice with: PyTorch, a context and a first check take some 20
+OUTCOME, TOLD = "outcome.json", "told.json"  # in the folder of a slice
 ERROR = 2000  # characters of an error that are kept: a compiler's message can be megabytes
 
 
@@ -26,11 +28,11 @@ class Slice:
     module: str
     says: str
     argument: str = ""
-    limit: int = MOST_SECONDS
+    limit: float = MOST_SECONDS
 
     def __post_init__(self) -> None:
         if not 0 < self.limit <= MOST_SECONDS:
-            raise ValueError(f"slice {self.name} may take 1 to {MOST_SECONDS} seconds, not {self.limit}")
+            raise ValueError(f"slice {self.name} may take 1 to {MOST_SECONDS} seconds, not {self.limit:g}")
 
 
 class Skipped(Exception):
@@ -39,23 +41,27 @@ class Skipped(Exception):
 
 def in_a_process(item: Slice, folder: Path) -> dict[str, Any]:
     """The outcome of a slice, whatever becomes of its process."""
-    out = folder / "outcome.json"
+    out = folder / OUTCOME
     out.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "benchmarks.gpu.child", item.module, item.argument, str(out), str(item.limit)]
+    command = [sys.executable, "-m", "benchmarks.gpu.child", item.module, item.argument, str(folder), str(item.limit)]
     ended = process.run(command, item.limit, folder / "log")
+    status = "failed"
     if ended.code is None:
-        why = f"ran past its limit of {item.limit} s"
+        status, why = "partial", f"ran past its limit of {item.limit:g} s"
     elif ended.code or not out.exists():
         # below zero: the number of the signal that ended it
         why = f"its process ended with code {ended.code}"
     else:
         found = json.loads(out.read_text())
         return found if found["status"] == "ok" else {**found, "log": ended.tail}
-    return {"status": "failed", "error": why, "log": ended.tail}
+    return {"status": status, "error": why, "log": ended.tail}
 
 
-def chosen(items: Sequence[Slice], names: Sequence[str], done: dict[str, dict], again: bool) -> list[Slice]:
-    """What is to be run: by default what is missing; of slices asked for by name, all that are not ok.
+def chosen(
+    items: Sequence[Slice], names: Sequence[str], done: dict[str, dict], again: bool, sources: str = ""
+) -> list[Slice]:
+    """What is to be run: by default what is missing or was stopped half-way; of slices asked for by name, also those
+    that are not ok, or were when the sources were others.
 
     Raises ValueError for a name that no slice has.
     """
@@ -63,10 +69,56 @@ def chosen(items: Sequence[Slice], names: Sequence[str], done: dict[str, dict], 
     for name in names:
         if name not in known:
             raise ValueError(f"there is no slice {name!r}; choose some of {', '.join(known)}")
-    wanted = [item for item in items if not names or item.name in names]
-    if again:
-        return wanted
-    return [item for item in wanted if item.name not in done or (names and done[item.name]["status"] != "ok")]
+
+    def needed(name: str) -> bool:
+        found = done.get(name, {"status": "partial"})
+        if again or found["status"] == "partial":
+            return True
+        return bool(names) and (found["status"] != "ok" or found["sources"] != sources)
+
+    return [item for item in items if (not names or item.name in names) and needed(item.name)]
+
+
+def stamped(outcome: dict[str, Any], sources: str, begun: float) -> dict[str, Any]:
+    """With when and of what sources it was found, and how long that took since ``begun`` (of time.time)."""
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    error = (outcome.get("error") or "")[:ERROR] or None
+    stamp = {"seconds": round(time.time() - begun, 1), "at": at, "sources": sources}
+    return {"status": outcome["status"], **stamp, **outcome, "error": error}
+
+
+class Told(TypedDict):
+    """What the process of a slice is told, to keep its rows as they come."""
+
+    name: str
+    sources: str
+    begun: float
+    identity: dict[str, Any]
+    properties: dict[str, Any]
+    folder: str
+
+
+def run_slice(
+    item: Slice, limit: float, results: Results, sources: str, execute: Callable[[Slice, Path], dict[str, Any]]
+) -> None:
+    """Run one for at most ``limit`` seconds and store what it found."""
+    begun = time.time()
+    with tempfile.TemporaryDirectory(prefix="offprin-gpu-") as folder:
+        told = {"name": item.name, "sources": sources, "begun": begun, **results.tell()}
+        (Path(folder) / TOLD).write_text(json.dumps(told))
+        outcome = execute(replace(item, limit=limit), Path(folder))
+    # one that had all its time has failed: it would not end next time either
+    if outcome["status"] == "partial" and limit == item.limit:
+        outcome["status"] = "failed"
+    # what its process has kept, where that had no chance to say more
+    kept = results.slices().get(item.name, {})
+    if (
+        kept.get("status") == "partial"
+        and kept.get("sources") == sources
+        and outcome["status"] in ("partial", "failed")
+    ):
+        outcome["rows"] = max(kept.get("rows", []), outcome.get("rows", []), key=len)
+    results.add(item.name, stamped(outcome, sources, begun))
 
 
 def run_slices(
@@ -82,30 +134,24 @@ def run_slices(
 ) -> int:
     """Run what is missing, in order; 0 where every wanted slice stands as ok or skipped in the file then, else 1.
 
-    ``within``: seconds; no slice is started whose limit does not fit into what is left of them.
+    ``within``: seconds for all. A slice may use what is left of them, and if that is less than its limit and does not
+    do, it is partial: it keeps what it has found, and the next run starts it again.
     """
-    begun = time.monotonic()
-    left = chosen(items, names, results.slices(), again)
-    for item in left:
-        if within is not None and time.monotonic() - begun + item.limit > within:
-            say(f"{item.name}: not started, its limit of {item.limit} s does not fit into the time left")
+    ends = float("inf") if within is None else time.monotonic() + within
+    for item in chosen(items, names, results.slices(), again, sources):
+        limit = min(item.limit, int(min(ends - time.monotonic(), MOST_SECONDS)))
+        if limit < min(item.limit, LEAST_SECONDS):
+            say(f"{item.name}: not started, {max(0, limit)} s are left")
             break
-        started = time.monotonic()
         say(f"{item.name}: {item.says}")
-        with tempfile.TemporaryDirectory(prefix="offprin-gpu-") as folder:
-            outcome = execute(item, Path(folder))
-        outcome["error"] = (outcome.get("error") or "")[:ERROR] or None
-        seconds = round(time.monotonic() - started, 1)
-        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        results.add(item.name, {"status": outcome.pop("status"), "seconds": seconds, "at": at,
-                                "sources": sources, **outcome})  # fmt: skip
+        run_slice(item, limit, results, sources, execute)
         tell(item.name, results.slices()[item.name], say)
     done = results.slices()
     wanted = [item.name for item in items if not names or item.name in names]
-    missing = [name for name in wanted if name not in done]
+    missing = [name for name in wanted if done.get(name, {"status": "partial"})["status"] == "partial"]
     failed = [name for name in wanted if name in done and done[name]["status"] == "failed"]
     say(f"{results.path}: {len(wanted) - len(missing) - len(failed)} of {len(wanted)} slices done")
-    for what, which in (("failed", failed), ("missing", missing)):
+    for what, which in (("failed", failed), ("missing or partial", missing)):
         if which:
             say(f"{what}: {' '.join(which)}")
     return 1 if failed or missing else 0

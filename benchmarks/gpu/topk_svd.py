@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -15,11 +16,7 @@ from . import ceilings, timing
 
 # a call reads the weight dozens of times: what the one before left in the L2 is of no matter
 SHAPE, K, TOL = (4096, 14336), 128, 0.05
-OF_PRODUCTS, OF_SVD, OF_LOWRANK = (
-    2.5,
-    10.0,
-    5.0,
-)  # bars: at most so many times its products at the bf16 rate; times faster
+OF_PRODUCTS, OF_SVD, OF_LOWRANK = 2.5, 10.0, 5.0  # bars: at most so many times its products' time; so many times faster
 SLOW_ROUNDS = 3  # of peers that take seconds
 # (q over k, niter) of svd_lowrank, cheapest first: that of the first as accurate as asked is the time to beat
 SETTINGS = ((2, 4), (2, 8), (2, 12), (2, 16), (2, 24), (3, 16), (2, 32), (3, 24), (2, 48), (3, 32), (3, 48))
@@ -27,16 +24,22 @@ SETTINGS = ((2, 4), (2, 8), (2, 12), (2, 16), (2, 24), (3, 16), (2, 32), (3, 24)
 
 @contextmanager
 def counted_products(device: torch.device) -> Iterator[list[float]]:
-    """Operations of the products with the weight, one per bf16 piece of the block; none where Triton does not run."""
+    """Operations of the products with the weight, none where Triton does not run: an fp32 block counts once for each of
+    its bf16 pieces, a product of bf16 with bf16 once, and of a symmetric one a triangle with its diagonal."""
     kernels, done = dispatch.kernels(device), [0.0]
     if kernels is None:
         yield done
         return
     plain = kernels.product
 
-    def product(left: torch.Tensor, right: torch.Tensor, pieces: int = 2, *rest, **options) -> torch.Tensor:
+    def product(
+        left: torch.Tensor, right: torch.Tensor, pieces: int = kernels.PIECES, *rest: Any, **options: Any
+    ) -> torch.Tensor:
         if torch.bfloat16 in (left.dtype, right.dtype):  # the others are of blocks with themselves
-            done[0] += 2.0 * left.shape[:-1].numel() * left.shape[-1] * right.shape[-1] * pieces
+            passes = 1 if left.dtype == right.dtype else pieces
+            columns = right.shape[-1]
+            share = (columns + 1) / (2 * columns) if options.get("part") == kernels.LOWER_RESULT else 1.0
+            done[0] += 2.0 * left.shape[:-1].numel() * left.shape[-1] * columns * passes * share
         return plain(left, right, pieces, *rest, **options)
 
     kernels.product = product  # type: ignore[attr-defined]
@@ -89,7 +92,7 @@ def run(device: str = "cuda", shape: tuple[int, int] = SHAPE, k: int = K, rounds
             raise RuntimeError(
                 f"topk_svd ({name}): {angle} degrees off, certified {result.error_degrees}, values off by {error}"
             )
-        ms = timing.turns({"ours": lambda _, call=call: call(), "product": product}, place, rounds)  # type: ignore[misc]
+        ms = timing.turns({"ours": lambda _, call=call: call(), "product": product}, place, rounds, waiting=("ours",))  # type: ignore[misc]
         ceiling = ceilings.rate("bf16 product", work, ms["product"])
         row = timing.row(
             "topk_svd", name, "triton" if operations[0] else "torch",
@@ -110,8 +113,9 @@ def run(device: str = "cuda", shape: tuple[int, int] = SHAPE, k: int = K, rounds
         "torch.linalg.eigh of the Gram matrix, fp32": (lambda _: torch.linalg.eigh(wide @ wide.T), None),
     }  # fmt: skip
     for what, (peer, bar) in peers.items():
-        ms = timing.turns({"ours": lambda _: cases["cold"][0](), "peer": peer}, place, SLOW_ROUNDS, warm_up=1)
-        found[0]["ratios"].append(timing.faster(what, ms["ours"], ms["peer"], bar))
+        both: dict[str, timing.Run] = {"ours": lambda _: cases["cold"][0](), "peer": peer}
+        ms = timing.turns(both, place, SLOW_ROUNDS, warm_up=1, waiting=both)
+        timing.compare(found[0], timing.faster(what, ms["ours"], ms["peer"], bar))
     if angle > TOL:
         found[0]["details"]["svd_lowrank"] = "no setting tried is as accurate; the ratio is a lower bound"
     return {"rows": found}

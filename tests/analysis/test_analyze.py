@@ -232,6 +232,8 @@ def test_memory_stays_small_whatever_the_tensor(tmp_path) -> None:
         "--out",
         tmp_path / "out",
         "--quiet",
+        "--device",
+        "cpu",
     ]
     for io in ("mmap", "read"):
         done = subprocess.run(

@@ -55,7 +55,13 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def finished(pair, tmp_path):
+def plotly() -> None:
+    """For what writes a page."""
+    pytest.importorskip("plotly")
+
+
+@pytest.fixture
+def finished(pair, tmp_path, plotly):
     """A real analysis of two runs, with every metric."""
     assert offprin(*pair[2], "--out", tmp_path / "out", *ALL) == 0
     return tmp_path / "out"
@@ -117,6 +123,7 @@ def test_size_of_a_large_report(large) -> None:
     assert (large / "report.html").stat().st_size < 15e6
 
 
+@pytest.mark.usefixtures("plotly")
 def test_names_cannot_break_the_page(tmp_path) -> None:
     base = base_weights()
     paths = [save(tmp_path / "base", base), *(save(tmp_path / str(s), tuned_weights(base, s)) for s in (1, 2))]
@@ -128,6 +135,7 @@ def test_names_cannot_break_the_page(tmp_path) -> None:
     assert not Page(text).open and names[0] not in text
 
 
+@pytest.mark.usefixtures("plotly")
 def test_one_run_without_metrics(pair, tmp_path) -> None:
     assert offprin(*pair[2][:2], "--out", tmp_path / "out", "--also") == 0
     text = write_report(tmp_path / "out").read_text()
@@ -137,6 +145,7 @@ def test_one_run_without_metrics(pair, tmp_path) -> None:
     assert "Do the runs agree?" not in text
 
 
+@pytest.mark.usefixtures("plotly")
 def test_page_of_the_top_of_the_spectrum(pair, tmp_path) -> None:
     metrics = ("--metrics", "spectrum", "--k", "5", "--nss", "top")
     assert offprin(*pair[2], "--out", tmp_path / "out", *metrics) == 0
@@ -146,6 +155,7 @@ def test_page_of_the_top_of_the_spectrum(pair, tmp_path) -> None:
     assert Page(text).all("div", id="nss-by-layer")
 
 
+@pytest.mark.usefixtures("plotly")
 def test_identical_checkpoints(pair, tmp_path) -> None:
     base = pair[2][0]
     assert offprin(base, base, base, "--out", tmp_path / "out", "--names", "a", "b", *ALL) == 0
@@ -153,6 +163,7 @@ def test_identical_checkpoints(pair, tmp_path) -> None:
     assert "<b>0 of " in text and not Page(text).open
 
 
+@pytest.mark.usefixtures("plotly")
 def test_partial_and_not_finite(pair, tmp_path) -> None:
     base = base_weights()
     tuned = tuned_weights(base, 1)
@@ -165,6 +176,7 @@ def test_partial_and_not_finite(pair, tmp_path) -> None:
     assert "model.layers.1.self_attn.q_proj.weight" in text
 
 
+@pytest.mark.usefixtures("plotly")
 def test_page_of_many_runs(tmp_path) -> None:
     """Fourteen long names that differ in the middle: told apart everywhere, and no sentence lists them all."""
     root = synthetic.write(tmp_path / "many", layers=1, runs=tuple(synthetic.MANY))
@@ -182,6 +194,7 @@ def test_page_of_many_runs(tmp_path) -> None:
     assert "The first 12 of 14 runs that changed anything are shown." in text
 
 
+@pytest.mark.usefixtures("plotly")
 def test_headings_name_another_rule(pair, tmp_path) -> None:
     rule = ("--rule", "atol", "--threshold", "1e-3")
     assert offprin(*pair[2], "--out", tmp_path / "out", *rule, "--also", "bitwise") == 0

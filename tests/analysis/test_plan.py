@@ -126,6 +126,7 @@ def test_peak_memory_is_told_beforehand(tmp_path, shape, dtype, metrics) -> None
     runs = [Checkpoint.open(path) for path in paths]
     told = make_plan(runs[0], runs[1:], Options((Rule.parse("bitwise"),), metrics=tuple(metrics.split(",")))).peak_bytes
     command = [sys.executable, "-c", PEAK, "analyze", *map(str, paths), "--out", str(tmp_path / "out"), "--no-report"]
+    command += ["--device", "cpu"]  # whose memory is what is told
     done = subprocess.run([*command, "--quiet", "--metrics", metrics], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     grown = int(done.stdout.splitlines()[-1])

@@ -145,7 +145,8 @@ def test_layers_of_a_70b_pair_within_the_memory_bar(tmp_path) -> None:
     )
 
     def analyze(out: str, *options: str) -> int:
-        command = ["analyze", str(tmp_path / "base"), str(tmp_path / "tuned"), "--out", str(tmp_path / out), "--quiet"]
+        command = ["analyze", str(tmp_path / "base"), str(tmp_path / "tuned"), "--out", str(tmp_path / out)]
+        command += ["--quiet", "--device", "cpu"]
         done = subprocess.run([sys.executable, "-c", script, *command, *options], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return int(done.stdout.splitlines()[-1])

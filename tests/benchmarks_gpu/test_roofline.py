@@ -58,6 +58,21 @@ def test_the_newest_run_with_something_to_draw() -> None:
     assert roofline.newest(file)["date"] == "2026-01-03"
 
 
+def test_rows_of_older_sources_are_left_out_and_named() -> None:
+    file = samples.file()
+    run = file["runs"][0]
+    found = run["slices"]
+    found["update_scan"] |= {"sources": "new", "at": "2026-01-02T10:00:00Z"}
+    found["topk_svd"] = {"status": "ok", "sources": "old", "at": "2026-01-02T09:00:00Z", "rows": samples.rows()[2:3]}
+    assert roofline.outdated(run) == ["topk_svd"] and {row["op"] for row in roofline.rows_of(run)} == {
+        "update_scan", "topk_svd", "offprin analyze",
+    }  # fmt: skip
+    assert len(roofline.rows_of(run)) == 4
+    assert roofline.title_of(file, run).endswith("left out, of older sources: topk_svd")
+    found["topk_svd"]["sources"] = "new"
+    assert roofline.outdated(run) == [] and len(roofline.rows_of(run)) == 5
+
+
 @pytest.mark.parametrize("without", ["ceilings", "update_scan"])
 def test_nothing_to_draw(tmp_path, without) -> None:
     file = samples.file()

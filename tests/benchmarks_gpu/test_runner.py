@@ -13,9 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import __main__ as cli
 from benchmarks.gpu import process
-from benchmarks.gpu.child import LAST_WORDS
 from benchmarks.gpu.process import ROOT
 from benchmarks.gpu.results import Results, read
 from benchmarks.gpu.runner import ERROR, MOST_SECONDS, Slice, in_a_process, run_slices
@@ -101,12 +99,6 @@ def test_other_devices_versions_and_days_start_anew(tmp_path, change) -> None:
     assert go(Results(identity(), folder=tmp_path), third) == 0 and third.ran == []
 
 
-def test_no_slice_is_started_that_may_not_fit(tmp_path) -> None:
-    results, recorder = Results(identity(), folder=tmp_path), Recorder()
-    assert go(results, recorder, within=MOST_SECONDS - 1) == 1 and recorder.ran == []
-    assert go(results, recorder, within=MOST_SECONDS + 60) == 0 and recorder.ran == ["a", "b", "c"]
-
-
 def test_no_slice_may_take_longer_than_eight_minutes() -> None:
     with pytest.raises(ValueError, match=f"1 to {MOST_SECONDS} seconds"):
         Slice("a", FAKES, "", limit=MOST_SECONDS + 1)
@@ -132,12 +124,6 @@ def test_outcomes_of_processes(tmp_path) -> None:
     assert "last words" in crashed["log"]
     # of a slice before, nothing is left that could pass for this one's
     assert outcome(tmp_path, "crash") == crashed
-
-
-def test_a_slice_that_runs_late_keeps_what_it_measured(tmp_path) -> None:
-    found = outcome(tmp_path, "late", limit=LAST_WORDS + 1)
-    assert found["status"] == "failed" and found["error"].startswith("TimeoutError: out of time")
-    assert [row["case"] for row in found["rows"]] == ["measured in time"]
 
 
 def test_long_errors_are_cut(tmp_path) -> None:
@@ -177,13 +163,6 @@ time.sleep(600)
         wait_for(lambda pid=pid: gone(pid))
 
 
-def test_a_slice_past_its_limit_has_failed(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(process, "run", lambda *_: process.Ended(None, "and then nothing"))
-    assert outcome(tmp_path, "rows=1") == {
-        "status": "failed", "error": f"ran past its limit of {PATIENCE} s", "log": "and then nothing",
-    }  # fmt: skip
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda how: how.name)
 def test_a_killed_runner_leaves_earlier_slices_and_no_process(tmp_path, how) -> None:
@@ -212,40 +191,6 @@ def test_a_killed_runner_leaves_earlier_slices_and_no_process(tmp_path, how) -> 
     assert list(results.slices()) == ["a"] and results.slices()["a"]["facts"] == {"said": "1"}
     recorder = Recorder()
     assert go(results, recorder) == 0 and recorder.ran == ["b", "c"]
-
-
-# ---- the command ----------------------------------------------------------------------------------------------------
-
-
-def command(monkeypatch, tmp_path, *arguments: str) -> int:
-    """``python -m benchmarks.gpu`` as if there were a device, with two slices of ours."""
-    slices = (Slice("good", FAKES, "fake", "rows=1", PATIENCE), Slice("bad", FAKES, "fake", "raise", PATIENCE))
-    monkeypatch.setattr(cli, "SLICES", slices)
-    monkeypatch.setattr(cli.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(cli.machine, "identity", identity)
-    monkeypatch.setattr(cli.machine, "properties", lambda: {"capability": "9.0"})
-    monkeypatch.setattr(sys, "argv", ["benchmarks.gpu", "--results", str(tmp_path), *arguments])
-    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
-    return cli.main()
-
-
-def test_the_command(monkeypatch, tmp_path, capsys) -> None:
-    assert command(monkeypatch, tmp_path) == 1
-    said = capsys.readouterr().out
-    assert "good: ok after" in said and "bad: failed after" in said and "1 of 2 slices done" in said
-    run = read(Results(identity(), folder=tmp_path).path)["runs"][0]
-    assert run["properties"] == {"capability": "9.0"} and re.fullmatch(
-        r"[0-9a-f]{12}", run["slices"]["good"]["sources"]
-    )
-    assert command(monkeypatch, tmp_path, "--slice", "good") == 0
-    assert "good: fake" not in capsys.readouterr().out
-    assert command(monkeypatch, tmp_path, "--list") == 0
-    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [["good", "ok"], ["bad", "failed"]]
-    monkeypatch.setattr(cli.machine, "sources", lambda: "other")
-    assert command(monkeypatch, tmp_path, "--list") == 0
-    assert capsys.readouterr().out.count("sources have changed since") == 2
-    with pytest.raises(SystemExit, match="there is no slice"):
-        command(monkeypatch, tmp_path, "--slice", "best")
 
 
 # ---- the file -------------------------------------------------------------------------------------------------------

@@ -71,10 +71,12 @@ def three_layers() -> torch.nn.Module:
 
 
 def sharded_model() -> torch.nn.Module:
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     net = three_layers()
-    fully_shard(net)
+    # without a mesh, a GPU that is visible would be taken, and the group is gloo's
+    fully_shard(net, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
     return net
 
 

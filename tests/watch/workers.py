@@ -46,15 +46,21 @@ def write(rank: int, world: int, folder: Path, name: str, found) -> None:
     torch.save(found, folder / f"{name}-{world}-{rank}")
 
 
+def shard(net: torch.nn.Module, world: int) -> None:
+    """Over all processes. Without a mesh, a GPU that is visible would be taken, and the group is gloo's."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import init_device_mesh
+
+    fully_shard(net, mesh=init_device_mesh("cpu", (world,)))
+
+
 def fsdp(rank: int, world: int, folder: Path) -> None:
     """Shards in one mesh dimension, or one process without them; bf16, fp32 and un-rounded fp32."""
-    from torch.distributed.fsdp import fully_shard
-
     for dtype, exact in ((torch.bfloat16, False), (torch.float32, False), (torch.float32, True)):
         net = model(dtype)
         if world > 1:
-            fully_shard(net[0])
-            fully_shard(net)
+            shard(net[0], world)
+            shard(net, world)
         keep = "cpu" if exact else "device"
         watch = UpdateWatch(net, energies=ENERGIES, k=K, exact=exact, keep=keep)
         assert watch.sharded == (world > 1)
@@ -140,7 +146,6 @@ def refusal(make) -> str:
 
 def given_bases(rank: int, world: int, folder: Path) -> None:
     """A checkpoint, a state dict, a basis on disk, for a model that has moved already."""
-    from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import Shard, init_device_mesh
 
     state = copy.deepcopy(model().state_dict())
@@ -150,7 +155,7 @@ def given_bases(rank: int, world: int, folder: Path) -> None:
     dist.barrier()
     file = folder / f"basis-{world}.safetensors"
     net = model()
-    fully_shard(net)
+    shard(net, world)
     options = {"energies": ENERGIES, "k": K, "basis": file}
     UpdateWatch(net, **options)
     sharded = {name: tensor.detach() + 0 for name, tensor in net.state_dict().items()}
@@ -173,13 +178,11 @@ def given_bases(rank: int, world: int, folder: Path) -> None:
 
 def callback(rank: int, world: int, folder: Path) -> None:
     """The callback on a sharded model, called as a trainer calls it."""
-    from torch.distributed.fsdp import fully_shard
-
     from offprin_kernels.integrations.transformers import UpdateWatchCallback
 
     net = model()
     if world > 1:
-        fully_shard(net)
+        shard(net, world)
     hook = UpdateWatchCallback(every=2, energies=ENERGIES, k=K)
     state = SimpleNamespace(global_step=0, is_world_process_zero=rank == 0, log_history=[])
     hook.on_train_begin(None, state, None, model=net)
