@@ -120,7 +120,7 @@ def test_import_is_quick_and_needs_neither_triton_nor_libraries() -> None:
 
 FLOORS = (
     "_version _native",
-    "packing output numerics numerics_triton _backend _launch _env",
+    "packing output numerics numerics_triton _backend _launch _library _env",
     "ops",
     "bitmask checkpoint",
     "updates nulls masks geometry intervene optim watch",
